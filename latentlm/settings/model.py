@@ -48,7 +48,10 @@ class LatentLMSettings:
         if self.kv_heads is not None:
             yield from divides("kv_heads", self.kv_heads, "model.heads", self.heads)
         if self.heads > 0 and self.width % self.heads == 0 and (self.width // self.heads) % 2:
-            yield "heads", f"width / heads = {self.width // self.heads} is odd; rotary needs it even"
+            yield (
+                "heads",
+                f"width / heads = {self.width // self.heads} is odd; rotary needs it even",
+            )
         for part in ("head", "diffusion"):
             for path, sentence in getattr(self, part).problems():
                 yield f"{part}.{path}", sentence

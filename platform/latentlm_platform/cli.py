@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         result = _execute(arguments)
         if arguments.json is not None and not _write_json(result.report, arguments.json, stdout):
             return result.exit_code or 2
+    if result.then is not None:
+        result.then()
     return result.exit_code
 
 

@@ -190,7 +190,8 @@ class Train(Section):
     accumulation: Positive = Field(1, description="Micro-batches a worker adds up in a step.")
     workers: Positive = 1
     cpus_per_worker: Rate = 1.0
-    gpus_per_worker: Weight = Field(0.0, description="1 on a GPU cluster; `auto` device follows.")
+    threads_per_worker: Positive = Field(1, description="Torch threads; workers × threads ≤ cores.")
+    gpus_per_worker: Weight = Field(0.0, description="1 on a GPU cluster; the device follows.")
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="Restarts of lost workers.")
     zero: Zero = Zero()
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -1,0 +1,1 @@
+"""Raw corpora: where they lie, what their records are, and public ones by name."""

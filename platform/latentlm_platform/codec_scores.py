@@ -1,0 +1,90 @@
+"""What a trained codec is worth: reconstruction, and how it bears the noise on its latents."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentlm.codec.image_vit import ImageViTCodec
+from latentlm.codec.sigma import LatentMoments
+from latentlm.media import encode_png, pixels_to_signal, signal_to_pixels, tile_images
+from latentlm.metrics.reconstruction import psnr, ssim
+from latentlm_platform.corpora.class_images import Decoded
+from latentlm_platform.splits import Split
+
+SCORED_IMAGES = 512
+SHOWN_IMAGES = 10
+BATCH = 64
+INJECTED_SIGMAS = (0.0, 0.25, 0.5, 1.0, 2.0)
+COLLAPSED_STD = 0.1  # of μ over the corpus; a channel below it hardly says anything
+
+
+@torch.no_grad()
+def score_codec(codec: ImageViTCodec, held_out: Split, *, folder: Path) -> None:
+    """Write `scores.json` (flat metrics) and `reconstructions.png` into `folder`.
+
+    reconstruction_psnr and reconstruction_ssim decode the posterior's mean, the ceiling of what a
+    model can generate; reconstruction_psnr_sigma_S decode means with noise of deviation S added,
+    the robustness that Figure 3 is about.
+    """
+    images = read_held_out(held_out, SCORED_IMAGES)
+    device = next(codec.parameters()).device
+    moments = LatentMoments.of_width(codec.latent_width)
+    scores: dict[str, list[Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+    shown: list[Tensor] = []
+    for start in range(0, len(images), BATCH):
+        signal = pixels_to_signal(torch.from_numpy(images[start : start + BATCH])).to(device)
+        posterior = codec.encode(signal)
+        moments.add(posterior.mean_BNZ, posterior.std_BNZ)
+        noise = torch.randn(posterior.mean_BNZ.shape, generator=generator).to(device)
+        for sigma in INJECTED_SIGMAS:
+            rebuilt = codec.decode(posterior.mean_BNZ + sigma * noise)
+            scores.setdefault(f"reconstruction_psnr_sigma_{sigma:g}", []).append(
+                psnr(rebuilt, signal)
+            )
+            if sigma == 0:
+                scores.setdefault("reconstruction_ssim", []).append(ssim(rebuilt, signal))
+                shown = shown or [signal[:SHOWN_IMAGES], rebuilt[:SHOWN_IMAGES]]
+    metrics = {name: float(torch.cat(values).mean()) for name, values in scores.items()}
+    metrics["reconstruction_psnr"] = metrics["reconstruction_psnr_sigma_0"]
+    metrics |= latent_health(codec, moments)
+    (folder / "scores.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    pixels = signal_to_pixels(torch.cat(shown)).cpu().numpy()
+    (folder / "reconstructions.png").write_bytes(
+        encode_png(tile_images(pixels, columns=len(shown[0])))
+    )
+
+
+def latent_health(codec: ImageViTCodec, moments: LatentMoments) -> dict[str, float]:
+    """Deviation of μ and of z by channel, and how many channels have collapsed."""
+    variance = codec.settings.variance
+    channels = moments.mean_std_Z()
+    return {
+        "latent_mu_std_min": float(channels.min()),
+        "latent_mu_std_max": float(channels.max()),
+        "latent_std": moments.latent_std(variance),
+        "latent_mean": moments.latent_mean(),
+        "collapsed_channels": float(len(moments.collapsed_channels(COLLAPSED_STD))),
+    } | {f"latent_mu_std_channel_{i}": float(std) for i, std in enumerate(channels)}
+
+
+def read_held_out(split: Split, count: int, *, skip: int = 0) -> np.ndarray:
+    """The pixels of up to `count` held-out images after the first `skip`: uint8 [n, Y, X, C]."""
+    pixels, _ = read_labelled(split, count, skip=skip)
+    return pixels
+
+
+def read_labelled(split: Split, count: int, *, skip: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels uint8 [n, Y, X, C], labels int64 [n]) of the split's first good images."""
+    images: list[Decoded] = []
+    for chunk in range(len(split.chunk_sizes)):
+        if len(images) >= skip + count:
+            break
+        images += [s for s in split.decode_chunk(chunk) if isinstance(s, Decoded)]
+    images = images[skip : skip + count]
+    if not images:
+        raise ValueError(f"{split.index.source} has no readable held-out image after {skip}")
+    return np.stack([i.pixels for i in images]), np.array([i.label for i in images], np.int64)

@@ -1,0 +1,86 @@
+"""Performing a run for a person: its results table, its links, and what to do next."""
+
+import sys
+
+from latentlm_platform.commands import Result
+from latentlm_platform.pipeline import Request, execute, run_report
+from latentlm_platform.progress import duration
+from latentlm_platform.runs import RunRecord
+from latentlm_platform.tracking import store_uri
+
+UI_ADDRESS = "http://127.0.0.1:5000"
+VIEW = "cfg_scale"
+
+
+def perform(request: Request) -> Result:
+    """Execute, apply the comparison views, print what came out."""
+    record = execute(request)
+    record = record.changed(links=_links(request, record))
+    print(results_table(record))
+    print(next_steps(request, record))
+    return Result(run_report(record))
+
+
+def _links(request: Request, record: RunRecord) -> dict[str, str]:
+    """Links into MLflow; the views are applied on the way. Tracking never fails a run."""
+    from latentlm_dashboards import apply_views, view_names
+
+    tracking = request.experiment.tracking
+    uri = store_uri(tracking.uri)
+    base = uri if uri.startswith("http") else UI_ADDRESS
+    try:
+        views: dict[str, str] = apply_views(
+            uri, tracking.experiment, names=view_names(), base_url=base
+        )
+    except Exception as error:  # whatever the store does, the results are complete
+        print(f"the comparison views could not be applied: {error}", file=sys.stderr)
+        views = {}
+    return views
+
+
+def results_table(record: RunRecord) -> str:
+    """The scores with their intervals, floors and ceilings, one a line."""
+    metrics = record.metrics
+    lines = [f"\n{record.name}  {record.status}  key {record.key}"]
+    for name in sorted(metrics):
+        if not name.startswith(SHOWN) or name.endswith(("_low", "_high")):
+            continue
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        interval = (
+            f"   95 % [{low:.4g}, {high:.4g}]" if low is not None and high is not None else ""
+        )
+        lines.append(f"  {name:<46} {metrics[name]:>10.4g}{interval}")
+    if "run_seconds" in metrics:
+        lines.append(f"  took {duration(metrics['run_seconds'])}")
+    return "\n".join(lines)
+
+
+SHOWN = (
+    "generated_accuracy",
+    "real_accuracy",
+    "frechet_",
+    "inception_style_",
+    "reconstruction_psnr",
+    "reconstruction_ssim",
+    "validation_loss",
+    "bad_records",
+    "collapsed_channels",
+    "images_per_s_median",
+)
+
+
+def next_steps(request: Request, record: RunRecord) -> str:
+    """Links and the commands that a person wants now."""
+    lines = ["\nLook:"]
+    if record.links:
+        if not store_uri(request.experiment.tracking.uri).startswith("http"):
+            lines.append("  latentlm ui        opens MLflow on this machine; then")
+        order = sorted(record.links, key=lambda name: name != VIEW)
+        lines += [f"  {record.links[name]}   ({name})" for name in order]
+    lines += [
+        "Next:",
+        f"  latentlm sample {record.key} --classes 0,1,2 --cfg-scale 2",
+        f"  latentlm run {request.source} --set train.steps=2400",
+        f"  latentlm compare {record.key} OTHER",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,36 @@
+"""How far a run is: its status, its stage, and the last values of what it measures.
+
+latentlm status quickstart
+"""
+
+import argparse
+from typing import Any
+
+from latentlm_platform.commands import Result
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="key, start of a key, or name")
+
+
+def execute(arguments: argparse.Namespace) -> Result:
+    from latentlm_platform.runs import find_run, now_s, reap
+
+    reap()
+    record = find_run(arguments.run)
+    report: dict[str, Any] = {
+        "key": record.key,
+        "name": record.name,
+        "status": record.status,
+        "stage": record.stage,
+        "error": record.error,
+        "run_id": record.run_id,
+        "seconds": (record.ended_s or now_s()) - record.started_s,
+        "metrics": record.metrics,
+    }
+    for name, value in report.items():
+        if name != "metrics" and value != "":
+            print(f"{name:<10} {value}")
+    for name, number in sorted(record.metrics.items()):
+        print(f"  {name:<50} {number:.6g}")
+    return Result(report)

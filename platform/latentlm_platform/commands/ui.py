@@ -1,0 +1,124 @@
+"""Open MLflow on this machine, with the comparison views of `dashboards/views/` in it.
+
+    latentlm ui                           # the runs in $LATENTLM_HOME, at http://127.0.0.1:5000
+    latentlm ui --port 5001 --experiment sigma
+    latentlm ui --uri http://tracking:5000     # a server that runs already: only adds the views
+
+It prints a link for each view and serves until Ctrl-C, to this machine only.
+"""
+
+import argparse
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import NoReturn
+
+from latentlm_platform.commands import Result
+from latentlm_platform.errors import UserError
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 10.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
+    parser.add_argument("--uri", help="MLflow store; default: the database in $LATENTLM_HOME")
+    parser.add_argument("--experiment", help="MLflow experiment that gets the views")
+
+
+def execute(arguments: argparse.Namespace) -> Result:
+    from latentlm_platform.experiment import Tracking
+    from latentlm_platform.tracking import open_tracker
+
+    chosen = {"experiment": arguments.experiment} if arguments.experiment else {}
+    tracking = Tracking(uri=arguments.uri, **chosen)
+    tracker = open_tracker(tracking)
+    if tracker.uri.startswith("http"):
+        return Result(_report(tracker.uri, tracker.uri, tracking.experiment))
+    url = f"http://127.0.0.1:{arguments.port}"
+    report = _report(tracker.uri, url, tracking.experiment)
+    print("starting MLflow, which takes up to a minute", file=sys.stderr)
+    server = _start(tracker.uri, arguments.port)
+    print(f"MLflow answers at {url}; Ctrl-C ends it")
+    return Result(report, then=lambda: _serve(server))
+
+
+def _report(uri: str, url: str, experiment: str) -> dict[str, object]:
+    from latentlm_dashboards import apply_views, view_names
+
+    links = apply_views(uri, experiment, names=view_names(), base_url=url)
+    for name, link in links.items():
+        print(f"{name}: {link}")
+    return {"url": url, "views": links}
+
+
+def _start(uri: str, port: int) -> "subprocess.Popen[bytes]":
+    """A server that answers, or a UserError; its log is in $LATENTLM_HOME."""
+    from latentlm_platform.home import home
+
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            raise UserError(
+                f"port {port} is taken or not allowed; choose another with --port"
+            ) from None
+    log = home() / "mlflow-server.log"
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
+        *("--artifacts-destination", (home() / "mlartifacts").as_uri()),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"),
+    ]
+    environment = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # pages only: no background jobs
+    }
+    signal.signal(signal.SIGTERM, _interrupt)
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    atexit.register(_end, server)  # however this command ends, the server ends with it
+    _wait_until_healthy(server, f"http://127.0.0.1:{port}/health", log)
+    return server
+
+
+def _wait_until_healthy(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while server.poll() is None and time.monotonic() < deadline_s:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    lines = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+    raise UserError(f"MLflow did not start: {lines[0]}; the whole log is {log}", exit_code=1)
+
+
+def _serve(server: "subprocess.Popen[bytes]") -> None:
+    """Until Ctrl-C or SIGTERM."""
+    with contextlib.suppress(KeyboardInterrupt):
+        server.wait()
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_TIMEOUT_S)
+            return

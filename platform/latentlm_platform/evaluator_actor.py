@@ -1,0 +1,167 @@
+"""What evaluation runs on Ray: the judge's training, and actors that generate and describe."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentlm.features import feature_net
+from latentlm.generate import sample_latents
+from latentlm.load import load
+from latentlm.media import pixels_to_signal, signal_to_pixels
+from latentlm.metrics.classifier import SmallImageClassifier, train_classifier
+from latentlm.metrics.reconstruction import psnr, ssim
+from latentlm.randomness import RowNoise
+from latentlm.settings import SamplerSettings
+from latentlm_platform.hardware import pick_device
+from latentlm_platform.ordering import SampleOrder
+from latentlm_platform.splits import Split
+
+EVALUATION_EPOCH = 2**31 + 1  # keys the noise of generation apart from every training epoch's
+JUDGE_BATCH = 128
+DESCRIBED_AT_ONCE = 64
+
+
+class Described(NamedTuple):
+    """What scores are computed from, one row an image."""
+
+    features: np.ndarray
+    logits: np.ndarray
+    predicted: np.ndarray
+
+
+class Judge(NamedTuple):
+    """A classifier of this corpus as plain data."""
+
+    state: dict[str, Tensor]
+    channels: int
+    classes: int
+
+    def build(self) -> SmallImageClassifier:
+        """The classifier, ready to judge."""
+        generator = torch.Generator().manual_seed(0)
+        net = SmallImageClassifier(
+            channels=self.channels, classes=self.classes, generator=generator
+        )
+        net.load_state_dict(self.state)
+        return net.eval().requires_grad_(False)
+
+
+def train_judge(split: Split, *, epochs: int, items: int, seed: int) -> Judge:
+    """Learn the corpus's classes from its training images, one thread, deterministically."""
+    torch.set_num_threads(1)
+    sizes = split.chunk_sizes
+    order = SampleOrder(sizes, seed=seed, window_chunks=split.corpus.shuffle_window_chunks)
+    batch = min(JUDGE_BATCH, order.epoch_length)
+    steps = max(1, epochs * min(items, order.epoch_length) // batch)
+    corpus = split.corpus
+    net = train_classifier(
+        _judge_batches(split, order, steps=steps, batch=batch),
+        channels=corpus.channels,
+        classes=corpus.classes,
+        steps_total=steps,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return Judge(net.state_dict(), corpus.channels, corpus.classes)
+
+
+def _judge_batches(
+    split: Split, order: SampleOrder, *, steps: int, batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of uint8 images (B, C, Y, X) and labels, read a few thousand at a time."""
+    together = max(1, 8192 // batch)
+    for first in range(0, steps, together):
+        count = min(together, steps - first)
+        signals = split.decode_rows(order.rows(first * batch, (first + count) * batch))
+        pixels = torch.from_numpy(signals.pixels).movedim(-1, 1)
+        labels = torch.from_numpy(signals.labels)
+        for start in range(0, count * batch, batch):
+            yield pixels[start : start + batch], labels[start : start + batch]
+
+
+class EvaluatorActor:
+    """A model, a feature net and, once it is trained, a judge."""
+
+    def __init__(self, export: Path, *, extractor: str, feature_size: int) -> None:
+        torch.set_num_threads(1)
+        self.device = pick_device()
+        self.loaded = load(export)
+        self.model, self.codec = (
+            self.loaded.model.to(self.device),
+            self.loaded.codec.to(self.device),
+        )
+        self.net: Any = feature_net(extractor, size=feature_size)
+        self.net.to(self.device)
+        self.judge: SmallImageClassifier | None = None
+
+    def set_judge(self, judge: Judge) -> None:
+        """Use this classifier from now on."""
+        self.judge = judge.build().to(self.device)
+
+    @torch.inference_mode()
+    def reconstruct(self, pixels: np.ndarray) -> dict[str, Any]:
+        """Images through the codec without noise: features of both, PSNR and SSIM of each."""
+        real, rebuilt, scores = [], [], []
+        for batch in np.array_split(pixels, -(-len(pixels) // DESCRIBED_AT_ONCE)):
+            signal = pixels_to_signal(torch.from_numpy(batch.copy())).to(self.device)
+            decoded = self.codec.decode(self.codec.encode(signal).mean_BNZ)
+            scores.append(torch.stack([psnr(decoded, signal), ssim(decoded, signal)]).cpu())
+            real.append(self._features(torch.from_numpy(batch.copy())))
+            rebuilt.append(self._features(signal_to_pixels(decoded)))
+        return {
+            "real": np.concatenate(real),
+            "rebuilt": np.concatenate(rebuilt),
+            "psnr": torch.cat(scores, dim=1)[0].numpy(),
+            "ssim": torch.cat(scores, dim=1)[1].numpy(),
+        }
+
+    @torch.inference_mode()
+    def describe(self, pixels: np.ndarray) -> Described:
+        """Features, ImageNet logits and the judge's class of images."""
+        parts = np.array_split(pixels, -(-len(pixels) // DESCRIBED_AT_ONCE))
+        described = [self._describe(torch.from_numpy(part.copy())) for part in parts]
+        return Described(*(np.concatenate(column) for column in zip(*described, strict=True)))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        *,
+        labels: np.ndarray,
+        ids: np.ndarray,
+        cfg_scales: np.ndarray,
+        sampler: SamplerSettings,
+        seed: int,
+    ) -> tuple[np.ndarray, Described, float]:
+        """(pixels, what they look like, CPU seconds) of one batch; row noise is keyed by id."""
+        started = time.process_time()
+        noise = RowNoise(
+            seed=seed, ids_B=torch.from_numpy(ids).to(self.device), epochs_B=EVALUATION_EPOCH
+        )
+        latents_BNZ = sample_latents(
+            self.model,
+            torch.from_numpy(labels).to(self.device),
+            cfg_scales_B=torch.from_numpy(cfg_scales).float().to(self.device),
+            sampler=sampler,
+            noise=noise,
+        )
+        decoded = self.codec.decode(self.codec.denormalise(latents_BNZ))
+        pixels = signal_to_pixels(decoded).cpu().numpy()
+        seconds = time.process_time() - started
+        return pixels, self.describe(pixels), seconds
+
+    def _describe(self, pixels_BYXC: Tensor) -> Described:
+        images_BCYX = pixels_BYXC.movedim(-1, 1).to(self.device)
+        seen = self.net(images_BCYX)
+        if self.judge is None:
+            predicted = np.full(len(pixels_BYXC), -1, np.int64)
+        else:
+            predicted = self.judge(images_BCYX).argmax(1).cpu().numpy()
+        return Described(seen.pooled_BF.cpu().numpy(), seen.logits_BK.cpu().numpy(), predicted)
+
+    def _features(self, pixels_BYXC: Tensor) -> np.ndarray:
+        features: np.ndarray = self._describe(pixels_BYXC).features
+        return features

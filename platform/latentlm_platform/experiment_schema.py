@@ -1,0 +1,116 @@
+"""The keys an experiment may have, read from its types: merging by them, and what a typo meant."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
+
+from latentlm_platform.experiment import Experiment, Section
+from latentlm_platform.located_yaml import KeyPath, dotted
+
+NEAR = 0.7  # similarity from which a key counts as a misspelling of another
+
+
+def fields(section: type) -> dict[str, Any]:
+    """Key → annotation of a section or of a settings dataclass."""
+    if issubclass(section, Section):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    hints = get_type_hints(section)
+    return {name: hints[name] for name in getattr(section, "__dataclass_fields__", ())}
+
+
+def sections_in(annotation: Any) -> list[type]:
+    """The sections that an annotation allows; more than one where a `kind` chooses."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        is_section = issubclass(annotation, Section) or dataclasses.is_dataclass(annotation)
+        return [annotation] if is_section else []
+    if get_origin(annotation) in (dict, tuple, list):
+        return []
+    return [section for part in get_args(annotation) for section in sections_in(part)]
+
+
+def keys_at(path: KeyPath, *, kind: object = None) -> list[str]:
+    """The keys of the section at `path`; of its variant `kind` where there are several."""
+    found: list[type] = [Experiment]
+    for part in path:
+        annotations = [fields(section).get(str(part)) for section in found]
+        found = [section for one in annotations for section in sections_in(one)]
+    chosen = [s for s in found if kind in get_args(fields(s).get("kind"))] or found
+    return list(dict.fromkeys(key for section in chosen for key in fields(section)))
+
+
+@cache
+def every_path() -> frozenset[KeyPath]:
+    """Every path of the schema, sections and leaves, of all variants."""
+
+    def walk(section: type, prefix: KeyPath) -> Iterator[KeyPath]:
+        for name, annotation in fields(section).items():
+            yield (*prefix, name)
+            for inner in sections_in(annotation):
+                yield from walk(inner, (*prefix, name))
+
+    return frozenset(walk(Experiment, ()))
+
+
+def merged(base: Any, over: Any, *, path: KeyPath = ()) -> Any:
+    """`over` merged deeply over `base`; neither is changed."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    kind = over.get("kind")
+    if isinstance(kind, str) and base.get("kind", kind) != kind:
+        known = keys_at(path, kind=kind)
+        base = {key: value for key, value in base.items() if key in known}
+    joined = dict(base)
+    for key, value in over.items():
+        joined[key] = merged(base.get(key), value, path=(*path, key))
+    return joined
+
+
+def nearest(word: str, words: list[str]) -> str | None:
+    """The word most like `word`, if any is like it at all."""
+    begun = [one for one in words if len(word) > 2 and one.startswith(word)]
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=NEAR) + begun), None)
+
+
+def unknown_key(path: KeyPath, *, kind: object = None) -> str:
+    """The sentence about a key that its section does not have."""
+    *section, key = path
+    known = keys_at(tuple(section), kind=kind)
+    where = dotted(tuple(section)) or "an experiment"
+    if kind is not None:
+        where += f" of kind {kind}"
+    sentence = f"{dotted(path)} is not a key of {where}"
+    if (meant := nearest(str(key), known)) is not None:
+        return f"{sentence}; did you mean {meant}?"
+    owners = sorted(dotted(p[:-1]) for p in every_path() if p[-1] == key and len(p) > 1)
+    owners = [owner for owner in owners if owner != dotted(tuple(section))]
+    if owners:
+        return f"{sentence}; {key} belongs in {' or '.join(owners)}"
+    if (key,) in every_path():
+        return f"{sentence}; {key} belongs at the top of the file"
+    return f"{sentence}; its keys are {', '.join(known)}"
+
+
+def unknown_path(path: str) -> str | None:
+    """The sentence about a dotted path that the schema does not have; None if it has it."""
+    parts = tuple(path.split("."))
+    if parts in every_path():
+        return None
+    meant = nearest(path, [dotted(p) for p in every_path()])
+    owners = sorted(dotted(p) for p in every_path() if p[-1] == parts[-1])
+    hint = f"did you mean {meant or ' or '.join(owners)}?" if meant or owners else "see the schema"
+    return f"{path} is not a path of an experiment; {hint}"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of an experiment file; sections may come from `extends`, so none is required."""
+    schema = Experiment.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"]["extends"] = {
+        "description": "Fragments relative to this file; later ones win, this file over all.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    for section in (schema, *schema.get("$defs", {}).values()):
+        section.pop("required", None)
+    return schema

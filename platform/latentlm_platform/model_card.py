@@ -1,0 +1,33 @@
+"""The card that travels with an exported model."""
+
+from latentlm_platform.artifacts import Artifact
+from latentlm_platform.experiment import Experiment
+
+
+def render_model_card(experiment: Experiment, artifact: Artifact) -> str:
+    """What the model is, what it was made from, what was measured, how to use it."""
+    measured = "\n".join(
+        f"| {name} | {value:.6g} |" for name, value in sorted(artifact.metrics.items())
+    )
+    lineage = "\n".join(f"- {stage}: `{key}`" for stage, key in artifact.lineage.items())
+    return f"""# {experiment.name}
+
+{experiment.question or "A LatentLM trained by an experiment file."}
+
+- kind: {experiment.model.kind}, {experiment.corpus.classes} classes,
+  {experiment.corpus.image_size} px, {experiment.corpus.channels} channel(s)
+- corpus: {experiment.corpus.source}
+- seed: {experiment.seed}; key: `{artifact.key}`
+{lineage}
+
+The weights are the exponential average of training; `experiment.yaml` is the whole experiment.
+
+```python
+import latentlm
+model, codec, metadata = latentlm.load("FOLDER OF THIS CARD")
+```
+
+| at the end of training | value |
+|---|---|
+{measured}
+"""

@@ -1,0 +1,255 @@
+"""The spine: one run from the corpus to its scores.
+
+`execute` performs the stages that are missing, keeps the run's record and its MLflow parent run
+true at every moment, and ends them as the run ended: FINISHED, FAILED or KILLED.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from latentlm_platform import stages
+from latentlm_platform.arithmetic import cluster_resources, cpu_problems
+from latentlm_platform.artifacts import Artifact
+from latentlm_platform.cluster import connected
+from latentlm_platform.corpora.named import ensure
+from latentlm_platform.errors import UserError
+from latentlm_platform.experiment import Experiment
+from latentlm_platform.experiment_file import experiment_key, resolved_yaml, source_text
+from latentlm_platform.provenance import collect
+from latentlm_platform.runs import RunRecord, now_s, read_run, reap, this_process
+from latentlm_platform.splits import Splits, open_splits, survey
+from latentlm_platform.tracking import TrackedRun, Tracker, open_tracker
+
+STAGES = ("codec", "latents", "model", "evaluation")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: the file, the overrides, and how far to go."""
+
+    experiment: Experiment
+    source: str
+    overrides: tuple[str, ...]
+    until: str = STAGES[-1]
+    new: bool = False
+    verbose: bool = False
+
+
+def execute(request: Request) -> RunRecord:
+    """Do what is missing of this experiment; its record, finished."""
+    reap()
+    record = _open_record(request)
+    if record.status == "FINISHED" and _reaches(record.until, request.until):
+        return record
+    _refuse_what_does_not_fit(request.experiment)
+    tracker = open_tracker(request.experiment.tracking)
+    parent = _open_parent(tracker, record, request)
+    record = record.changed(
+        status="RUNNING",
+        until=request.until,
+        driver=this_process(),
+        run_id=parent.run_id,
+        tracking_uri=tracker.uri,
+        started_s=now_s(),
+        error="",
+    )
+    with _ending(record, parent, tracker), parent.system_metrics(), _terminable():
+        return _run_stages(request, record, tracker, parent)
+
+
+def _run_stages(
+    request: Request, record: RunRecord, tracker: Tracker, parent: TrackedRun
+) -> RunRecord:
+    experiment = request.experiment
+    splits = _open_corpus(experiment, parent)
+    context = stages.StageContext(experiment, record.attempt, splits, tracker, parent, say)
+    done: dict[str, Artifact] = {}
+    with connected(experiment.cluster, verbose=request.verbose):
+        for stage in STAGES[: STAGES.index(request.until) + 1]:
+            say(f"{stage} …")
+            record = record.changed(stage=stage)
+            done[stage] = _perform(stage, context, done)
+            parent.set_tags({f"latentlm.{stage}": done[stage].key})
+            record = record.changed(artifacts={s: artifact.key for s, artifact in done.items()})
+    metrics = {name: v for artifact in done.values() for name, v in artifact.metrics.items()}
+    for stage, artifact in done.items():
+        metrics[f"{stage}_seconds"] = artifact.seconds
+    metrics["run_seconds"] = now_s() - record.started_s
+    parent.log_metrics(metrics)
+    return record.changed(metrics=metrics)
+
+
+def _perform(stage: str, context: stages.StageContext, done: dict[str, Artifact]) -> Artifact:
+    if stage == "codec":
+        return stages.make_codec(context)
+    if stage == "latents":
+        return stages.make_latents(context, done["codec"])
+    if stage == "model":
+        return stages.make_model(context, done["codec"], done["latents"])
+    return stages.evaluate_model(context, done["model"])
+
+
+def _open_record(request: Request) -> RunRecord:
+    """The newest repetition of this experiment, or a new one."""
+    base = experiment_key(request.experiment)
+    attempt = 1
+    while read_run(_attempt_key(base, attempt + 1)) is not None:
+        attempt += 1
+    found = read_run(_attempt_key(base, attempt))
+    if found is not None and found.alive:
+        raise UserError(
+            f"run {found.key} ({found.name}) is already running, process {found.driver['pid']} on"
+            f" {found.driver['host']}; watch it with `latentlm status {found.key}` or end it with"
+            f" `latentlm stop {found.key}`"
+        )
+    if found is not None and not request.new:
+        return found
+    attempt += 1 if found is not None else 0
+    return RunRecord(
+        key=_attempt_key(base, attempt),
+        name=request.experiment.name,
+        source=request.source,
+        overrides=request.overrides,
+        attempt=attempt,
+    )
+
+
+def _attempt_key(base: str, attempt: int) -> str:
+    return base if attempt == 1 else f"{base}-{attempt}"
+
+
+def _reaches(done: str | None, wanted: str) -> bool:
+    return done is not None and STAGES.index(done) >= STAGES.index(wanted)
+
+
+def _refuse_what_does_not_fit(experiment: Experiment) -> None:
+    if experiment.cluster.address == "local":
+        problems = cpu_problems(experiment, cluster_resources(experiment))
+        if problems:
+            raise UserError("; ".join(problems), exit_code=3, report={"fits": False})
+
+
+def _open_parent(tracker: Tracker, record: RunRecord, request: Request) -> TrackedRun:
+    """The run's MLflow parent: the same one when the run goes on, so that no history is doubled."""
+    if record.run_id and record.tracking_uri == tracker.uri:
+        parent = tracker.reopen(record.run_id)
+        parent.set_tags({"latentlm.resumed_at_s": round(now_s())})
+        return parent
+    provenance = collect(ROOT)
+    experiment = request.experiment
+    tags = {
+        "latentlm.kind": "run",
+        "latentlm.key": record.key,
+        "latentlm.experiment": experiment.name,
+        "latentlm.question": experiment.question,
+        "latentlm.reproduces": experiment.reproduces or "",
+        **provenance.tags(),
+    }
+    parameters = experiment.model_dump(mode="json")
+    parent = tracker.start_run(experiment.name, tags=tags, parameters=parameters)
+    parent.log_text(resolved_yaml(experiment), "experiment/resolved.yaml")
+    parent.log_text(source_text(request.source), "experiment/source.yaml")
+    parent.log_text(provenance.text(), "environment.txt")
+    if provenance.diff:
+        parent.log_text(provenance.diff, "git.diff")
+    return parent
+
+
+def _open_corpus(experiment: Experiment, parent: TrackedRun) -> Splits:
+    """Fetch a named corpus where it is missing, index it, look at a sample of it."""
+    corpus = experiment.corpus
+    for source in filter(None, (corpus.source, corpus.held_out_source)):
+        ensure(source, progress=say)
+    splits = open_splits(corpus, seed=experiment.seed)
+    index = splits.train.index
+    seen, bad = survey(splits.train)
+    if len(bad) > corpus.max_bad_fraction * seen:
+        raise UserError(
+            f"{len(bad)} of {seen} records sampled from {corpus.source} cannot be used (first:"
+            f" {bad[0].key}: {bad[0].reason}), more than corpus.max_bad_fraction ="
+            f" {corpus.max_bad_fraction:g}; repair the corpus or raise it",
+            exit_code=1,
+        )
+    parent.log_corpus(
+        corpus.source,
+        digest=index.digest,
+        source=index.source,
+        profile={
+            "records": index.record_count,
+            "classes": corpus.classes,
+            "held_out": sum(splits.held_out.chunk_sizes),
+        },
+    )
+    return splits
+
+
+@contextlib.contextmanager
+def _ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator[None]:
+    """End the record and its MLflow run as the body ends."""
+    status, error = "FAILED", ""
+    try:
+        yield
+        status = "FINISHED"
+    except (stages.Stopped, KeyboardInterrupt) as stop:
+        status, error = "KILLED", str(stop) or "interrupted"
+        raise UserError(
+            f"{error}; go on with: latentlm resume {record.key}",
+            exit_code=130,
+            report={"status": "KILLED", "run_id": parent.run_id, "key": record.key},
+        ) from stop
+    except UserError as failure:
+        error = str(failure)
+        failure.report |= {"status": "FAILED", "run_id": parent.run_id, "key": record.key}
+        raise
+    except Exception as failure:
+        error = f"{type(failure).__name__}: {failure}"
+        raise
+    finally:
+        newest = read_run(record.key) or record
+        replace(newest, status=status, error=error, ended_s=now_s()).save()  # type: ignore[arg-type]
+        if error:
+            parent.set_tags({"latentlm.error": error})
+        parent.finish(status)  # type: ignore[arg-type]
+        lost = tracker.close()
+        if lost:
+            say(lost)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM (`latentlm stop`, a batch system) ends a run as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def run_report(record: RunRecord) -> dict[str, Any]:
+    """What `run` tells programs."""
+    return {
+        "status": record.status,
+        "run_id": record.run_id,
+        "key": record.key,
+        "name": record.name,
+        "tracking_uri": record.tracking_uri,
+        "metrics": record.metrics,
+        "links": record.links,
+        "folder": str(record.folder),
+    }
+
+
+def say(sentence: str) -> None:
+    """Tell the user, beside the progress bar."""
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,176 @@
+"""What a run needs against what the cluster has, before anything is read or started.
+
+In: an experiment, neither corpus nor weights. Out: parameters, operations, memory, disk, time and
+CPUs; whether it fits, and where it does not, what to change so that Ray does not wait for ever.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from latentlm_platform.arithmetic import (
+    ClusterResources,
+    cluster_resources,
+    cpu_problems,
+    demands,
+)
+from latentlm_platform.estimates import counts, disk_bytes, memory_per_rank, wall_clock
+from latentlm_platform.experiment import Experiment
+from latentlm_platform.experiment_file import experiment_key
+from latentlm_platform.experiment_sweep import sweep_points
+
+CODEC_SECTIONS = {"corpus", "codec", "seed"}
+MODEL_SECTIONS = CODEC_SECTIONS | {"latents", "model", "train"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number of `latentlm plan`; the field names are those of its JSON.
+
+    `parameters` is the model alone; FLOPs are of forward and backward; memory, disk and wall-clock
+    are estimates, by part and in total (estimates.py says how); `points`, `codec_trainings` and
+    `model_trainings` count distinct work over a sweep, 1 without one.
+    """
+
+    key: str
+    parameters: int
+    codec_parameters: int
+    tokens_per_step: int
+    flops_per_step: int
+    memory_per_rank_bytes: int
+    memory_parts_bytes: dict[str, int]
+    disk_bytes: int
+    disk_parts_bytes: dict[str, int]
+    wall_clock_s: float
+    wall_clock_parts_s: dict[str, float]
+    resources: dict[str, Any]
+    points: int
+    codec_trainings: int
+    model_trainings: int
+    problems: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    def as_report(self) -> dict[str, Any]:
+        """What `--json` writes."""
+        return {**asdict(self), "fits": self.fits}
+
+
+def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None) -> Plan:
+    """The plan of an experiment on a cluster; by default the one that it names."""
+    cluster = cluster or cluster_resources(experiment)
+    counted = counts(experiment)
+    memory = memory_per_rank(experiment, parameters=counted.parameters)
+    disk = disk_bytes(experiment, counted)
+    seconds = wall_clock(experiment, counted)
+    points = [point.experiment for point in sweep_points(experiment)]
+    codecs, models = _distinct(points, CODEC_SECTIONS), _distinct(points, MODEL_SECTIONS)
+    seconds = _swept(seconds, codecs=codecs, models=models, points=len(points))
+    problems = [
+        *cpu_problems(experiment, cluster),
+        *_memory_problems(experiment, cluster, memory["total"]),
+        *_disk_problems(cluster, disk["total"] * models),
+    ]
+    stages = demands(experiment)
+    return Plan(
+        key=experiment_key(experiment),
+        parameters=counted.parameters,
+        codec_parameters=counted.codec_parameters,
+        tokens_per_step=counted.tokens_per_step,
+        flops_per_step=counted.flops_per_step,
+        memory_per_rank_bytes=memory["total"],
+        memory_parts_bytes=memory,
+        disk_bytes=disk["total"] * models,
+        disk_parts_bytes=disk,
+        wall_clock_s=seconds["total"],
+        wall_clock_parts_s=seconds,
+        resources={
+            "cluster": asdict(cluster),
+            "stages": [stage.as_report() for stage in stages],
+            "cpus_needed": max(stage.cpus for stage in stages),
+            "gpus_needed": max(stage.gpus for stage in stages),
+        },
+        points=len(points),
+        codec_trainings=codecs,
+        model_trainings=models,
+        problems=tuple(problems),
+    )
+
+
+def _distinct(points: list[Experiment], sections: set[str]) -> int:
+    """How many of the points differ in these sections: the times a stage has to be done."""
+    dumps = [point.model_dump(mode="json", include=sections) for point in points]
+    return len({json.dumps(dump, sort_keys=True) for dump in dumps})
+
+
+def _swept(seconds: dict[str, float], *, codecs: int, models: int, points: int) -> dict[str, float]:
+    times = {"codec_training": codecs, "encoding": codecs, "model_training": models}
+    parts = {k: v * times.get(k, points) for k, v in seconds.items() if k != "total"}
+    return {**parts, "total": sum(parts.values())}
+
+
+def _memory_problems(experiment: Experiment, cluster: ClusterResources, per_rank: int) -> list[str]:
+    ranks = experiment.train.workers
+    if cluster.memory_bytes is None or experiment.train.gpus_per_worker:
+        return []
+    if per_rank * ranks <= cluster.memory_bytes:
+        return []
+    return [
+        f"training needs {_bytes(per_rank)} on each of {ranks} ranks, the cluster has"
+        f" {_bytes(cluster.memory_bytes)}: raise train.zero.stage or train.accumulation, or make"
+        " model.width or model.depth smaller"
+    ]
+
+
+def _disk_problems(cluster: ClusterResources, needed: int) -> list[str]:
+    if cluster.disk_bytes is None or needed <= cluster.disk_bytes:
+        return []
+    return [
+        f"the run needs {_bytes(needed)} of disk, {_bytes(cluster.disk_bytes)} are free: set"
+        " LATENTLM_HOME to a larger disk, lower train.checkpoint.latest, or set"
+        " latents.mode=streamed"
+    ]
+
+
+def plan_table(plan: Plan) -> str:
+    """The plan for a person."""
+    memory = ", ".join(f"{k} {_bytes(v)}" for k, v in plan.memory_parts_bytes.items() if v)
+    seconds = plan.wall_clock_parts_s.items()
+    rows = [
+        ("parameters", f"{plan.parameters:,} (codec {plan.codec_parameters:,})"),
+        ("tokens per step", f"{plan.tokens_per_step:,}"),
+        ("FLOPs per step", f"{plan.flops_per_step:.3g}"),
+        ("memory per rank", f"about {_bytes(plan.memory_per_rank_bytes)}"),
+        ("", memory.rpartition(", total")[0]),
+        ("disk", f"about {_bytes(plan.disk_bytes)}"),
+        ("wall-clock", f"about {_time(plan.wall_clock_s)} on a machine like this one"),
+        ("", ", ".join(f"{k} {_time(v)}" for k, v in seconds if k != "total")),
+    ]
+    if plan.points > 1:
+        trainings = f"{plan.codec_trainings} codec and {plan.model_trainings} model trainings"
+        rows.append(("sweep", f"{plan.points} points, {trainings}"))
+    cluster = plan.resources["cluster"]
+    rows.append(("cluster", f"{cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs"))
+    lines = [f"  {name:<16} {text}" for name, text in rows]
+    columns = ("driver", "workers", "encoder_actors", "data_tasks", "cpus", "gpus")
+    lines += ["", f"  {'stage':<16}" + "".join(f"{column:>16}" for column in columns)]
+    for stage in plan.resources["stages"]:
+        numbers = "".join(f"{stage[column]:>16g}" for column in columns)
+        lines.append(f"  {stage['stage']:<16}{numbers}")
+    return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,127 @@
+"""A corpus divided into what is trained on and what is held out, read chunk by chunk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from latentlm_platform.corpora.class_images import (
+    BadRecord,
+    CorpusIndex,
+    Decoded,
+    decode_record,
+    open_corpus,
+)
+from latentlm_platform.corpora.named import resolve
+from latentlm_platform.experiment import Corpus
+from latentlm_platform.ordering import IntArray, Rows, held_out_rows
+
+Part = Literal["all", "train", "held_out"]
+SURVEY_CHUNKS = 8
+
+
+class Signals(NamedTuple):
+    """Decoded images in order: pixels uint8 [n, Y, X, C], labels int64 [n]."""
+
+    pixels: npt.NDArray[np.uint8]
+    labels: IntArray
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of every chunk of a corpus: all of them, or one side of the held-out fraction."""
+
+    index: CorpusIndex
+    corpus: Corpus
+    part: Part
+    seed: int
+
+    @cached_property
+    def chunk_sizes(self) -> tuple[int, ...]:
+        """Rows of this split in each chunk."""
+        sizes = [int(size) for size in self.index.chunk_sizes]
+        if self.part == "all":
+            return tuple(sizes)
+        held = [round(size * self.corpus.held_out_fraction) for size in sizes]
+        pairs = zip(sizes, held, strict=True)
+        return tuple(size - h if self.part == "train" else h for size, h in pairs)
+
+    def rows_of(self, chunk: int) -> IntArray:
+        """Rows of the corpus's chunk that belong to this split, sorted."""
+        size = int(self.index.chunk_sizes[chunk])
+        if self.part == "all":
+            return np.arange(size, dtype=np.int64)
+        fraction = self.corpus.held_out_fraction
+        held = held_out_rows(seed=self.seed, chunk=chunk, size=size, fraction=fraction)
+        return held if self.part == "held_out" else np.setdiff1d(np.arange(size), held)
+
+    def decode_chunk(self, chunk: int) -> list[Decoded | BadRecord]:
+        """Every record of the chunk that belongs to this split, decoded or with its fault."""
+        wanted = set(self.rows_of(chunk).tolist())
+        records = enumerate(self.index.read_chunk(chunk))
+        return [decode_record(r, corpus=self.corpus) for i, r in records if i in wanted]
+
+    def decode_rows(self, rows: Rows) -> Signals:
+        """The images of these rows, in order; an unreadable one is replaced by the next good one
+        of its chunk, so that batches keep their size and do not depend on the workers."""
+        pixels: list[npt.NDArray[np.uint8] | None] = [None] * len(rows.ids)
+        labels = np.zeros(len(rows.ids), np.int64)
+        for chunk in np.unique(rows.chunks).tolist():
+            places = np.flatnonzero(rows.chunks == chunk)
+            decoded = self._decode_wanted(chunk, rows.rows[places])
+            for place, signal in zip(places.tolist(), decoded, strict=True):
+                pixels[place], labels[place] = signal.pixels, signal.label
+        return Signals(np.stack([p for p in pixels if p is not None]), labels)
+
+    def _decode_wanted(self, chunk: int, wanted: IntArray) -> list[Decoded]:
+        members = self.rows_of(chunk)
+        records = list(self.index.read_chunk(chunk))
+        found: dict[int, Decoded | BadRecord] = {}
+
+        def decode(position: int) -> Decoded | BadRecord:
+            if position not in found:
+                record = records[int(members[position])]
+                found[position] = decode_record(record, corpus=self.corpus)
+            return found[position]
+
+        return [self._next_good(decode, chunk, start=int(row), size=len(members)) for row in wanted]
+
+    def _next_good(self, decode, chunk: int, *, start: int, size: int) -> Decoded:  # type: ignore[no-untyped-def]
+        for step in range(size):
+            signal = decode((start + step) % size)
+            if isinstance(signal, Decoded):
+                return signal
+        raise ValueError(
+            f"no readable image among the {size} of chunk {chunk} of {self.index.source}:"
+            " remove the damaged part of the corpus"
+        )
+
+
+class Splits(NamedTuple):
+    """What is trained on and what is held out."""
+
+    train: Split
+    held_out: Split
+
+
+def open_splits(corpus: Corpus, *, seed: int) -> Splits:
+    """Index the corpus and its held-out part; named corpora must have been fetched."""
+    index = open_corpus(resolve(corpus.source), corpus=corpus)
+    if corpus.held_out_source is None:
+        return Splits(
+            Split(index, corpus, "train", seed),
+            Split(index, corpus, "held_out", seed),
+        )
+    held_out = open_corpus(resolve(corpus.held_out_source), corpus=corpus)
+    return Splits(Split(index, corpus, "all", seed), Split(held_out, corpus, "all", seed))
+
+
+def survey(split: Split) -> tuple[int, list[BadRecord]]:
+    """Decode a few chunks spread over the split: (records seen, the bad ones)."""
+    count = len(split.chunk_sizes)
+    chosen: Sequence[int] = np.unique(np.linspace(0, count - 1, SURVEY_CHUNKS).astype(int)).tolist()
+    signals = [signal for chunk in chosen for signal in split.decode_chunk(chunk)]
+    return len(signals), [s for s in signals if isinstance(s, BadRecord)]
