@@ -6,14 +6,11 @@ header, before anything is decoded. Images are Y rows, X columns, C channels (1 
 
 import io
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
-
-if TYPE_CHECKING:  # reading images needs no torch
-    from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
 Kind = Literal["not_an_image", "truncated_image", "decompression_bomb", "unreadable_image"]
@@ -74,17 +71,6 @@ def encode_png(pixels_YXC: Pixels) -> bytes:
     stream = io.BytesIO()
     _to_image(pixels_YXC).save(stream, format="PNG")
     return stream.getvalue()
-
-
-def pixels_to_signal(pixels_BYXC: "Tensor") -> "Tensor":
-    """uint8 [B,Y,X,C] → float32 [B,C,Y,X] from −1 (0) to 1 (255)."""
-    return pixels_BYXC.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def signal_to_pixels(signal_BCYX: "Tensor") -> "Tensor":
-    """The inverse of `pixels_to_signal`; values beyond −1 … 1 are clipped."""
-    levels_BCYX = ((signal_BCYX.float().clamp(-1, 1) + 1) * 127.5).round()
-    return levels_BCYX.byte().permute(0, 2, 3, 1)
 
 
 def tile_images(images_BYXC: Pixels, columns: int, *, gap: int = 2) -> Pixels:

@@ -27,6 +27,7 @@ def psnr(reconstruction: Tensor, signal: Tensor) -> Tensor:
 def ssim(reconstruction: Tensor, signal: Tensor) -> Tensor:
     """Structural similarity (B,), Gaussian window of σ 1.5 and 11 pixels (Wang et al. 2004).
 
+    The mean over every pixel and channel, borders mirrored; sides need 6 pixels.
     Reconstructions are clamped to [-1, 1] first, as they are shown.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.codec.sigma import LatentMoments
-from latentlm.media import encode_png, pixels_to_signal, signal_to_pixels, tile_images
+from latentlm.media import encode_png, tile_images
 from latentlm.metrics.reconstruction import psnr, ssim
+from latentlm.signals import pixels_to_signal, signal_to_pixels
 from latentlm_platform.corpora.class_images import Decoded
 from latentlm_platform.splits import Split
 

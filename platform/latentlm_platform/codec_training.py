@@ -21,8 +21,8 @@ from latentlm.codec.critics import PatchCritic
 from latentlm.codec.objectives import CodecLoss, CodecTerms, critic_loss
 from latentlm.features import feature_net
 from latentlm.load import save_codec
-from latentlm.media import pixels_to_signal
 from latentlm.randomness import RowNoise
+from latentlm.signals import pixels_to_signal
 from latentlm_platform import checkpoints
 from latentlm_platform.codec_scores import score_codec
 from latentlm_platform.errors import UserError

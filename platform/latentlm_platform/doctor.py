@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from latentlm_platform.arithmetic import cores, free_disk_bytes, local_cpus
+from latentlm_platform.arithmetic import cores, free_disk_bytes
 from latentlm_platform.home import corpora_folder, home
 
 State = Literal["ok", "warning", "fail"]
@@ -33,7 +33,7 @@ class Check(NamedTuple):
 
 def examine(*, build: bool = False) -> Iterator[Check]:
     """Every check in turn; `build` compiles DeepSpeed's communication op first."""
-    yield _python()
+    yield Check("python", "ok", sys.version.split()[0])
     yield from _packages()
     yield _size("cores", cores(), "", 2, "runs will be slow; two or more help")
     yield _memory()
@@ -47,13 +47,6 @@ def examine(*, build: bool = False) -> Iterator[Check]:
     yield _ray_token()
     yield _mlflow()
     yield _corpora()
-
-
-def _python() -> Check:
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info >= (3, 11):
-        return Check("python", "ok", version)
-    return Check("python", "fail", version, "install Python 3.11 or newer")
 
 
 def _packages() -> Iterator[Check]:

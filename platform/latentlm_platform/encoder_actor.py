@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from latentlm.load import load_codec
-from latentlm.media import pixels_to_signal
+from latentlm.signals import pixels_to_signal
 from latentlm_platform.rows import Row, pack_row, unpack_row
 
 

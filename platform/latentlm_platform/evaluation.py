@@ -22,10 +22,9 @@ from latentlm.metrics.inception_style import inception_style_score
 from latentlm.settings import SamplerSettings
 from latentlm_platform.artifacts import key_of
 from latentlm_platform.codec_scores import read_labelled
-from latentlm_platform.evaluator_actor import Described, EvaluatorActor, Judge, train_judge
+from latentlm_platform.evaluator_actor import Described, EvaluatorActor, shared_judge
 from latentlm_platform.experiment import Evaluate, Experiment
 from latentlm_platform.home import artifacts_folder
-from latentlm_platform.runs import exclusive
 from latentlm_platform.splits import Splits
 
 GRID_ROWS = 8
@@ -105,23 +104,9 @@ class Evaluator:
         about = (corpus.image_size, corpus.channels, corpus.classes, self.experiment.seed)
         items, epochs = self.settings.classifier_items, self.settings.classifier_epochs
         key = key_of("judge", self.splits.train.index.digest, about, items, epochs)
-        folder, seed, split = (
-            artifacts_folder("judge") / key,
-            self.experiment.seed,
-            self.splits.train,
-        )
-
-        def make() -> Judge:
-            with exclusive(folder):
-                path = folder / "judge.pt"
-                if not path.exists():
-                    judge = train_judge(split, epochs=epochs, items=items, seed=seed)
-                    torch.save(judge.state, path.with_suffix(".partial"))
-                    path.with_suffix(".partial").rename(path)
-                state = torch.load(path, weights_only=True)
-            return Judge(state, corpus.channels, corpus.classes)
-
-        return ray.remote(make).options(num_cpus=1).remote()
+        arguments = {"epochs": epochs, "items": items, "seed": self.experiment.seed}
+        task = ray.remote(shared_judge).options(num_cpus=1)
+        return task.remote(artifacts_folder("judge") / key, self.splits.train, **arguments)
 
     def _reference(self, ray: Any, actors: list[Any]) -> dict[str, np.ndarray]:
         """Two disjoint sets of held-out images: the reference, and one scored like a model."""

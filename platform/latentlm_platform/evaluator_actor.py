@@ -12,13 +12,14 @@ from torch import Tensor
 from latentlm.features import feature_net
 from latentlm.generate import sample_latents
 from latentlm.load import load
-from latentlm.media import pixels_to_signal, signal_to_pixels
 from latentlm.metrics.classifier import SmallImageClassifier, train_classifier
 from latentlm.metrics.reconstruction import psnr, ssim
 from latentlm.randomness import RowNoise
 from latentlm.settings import SamplerSettings
+from latentlm.signals import pixels_to_signal, signal_to_pixels
 from latentlm_platform.hardware import pick_device
 from latentlm_platform.ordering import SampleOrder
+from latentlm_platform.runs import exclusive
 from latentlm_platform.splits import Split
 
 EVALUATION_EPOCH = 2**31 + 1  # keys the noise of generation apart from every training epoch's
@@ -49,6 +50,18 @@ class Judge(NamedTuple):
         )
         net.load_state_dict(self.state)
         return net.eval().requires_grad_(False)
+
+
+def shared_judge(folder: Path, split: Split, *, epochs: int, items: int, seed: int) -> Judge:
+    """The judge kept in `folder`, trained there the first time."""
+    with exclusive(folder):
+        path = folder / "judge.pt"
+        if not path.exists():
+            trained = train_judge(split, epochs=epochs, items=items, seed=seed)
+            torch.save(trained.state, path.with_suffix(".partial"))
+            path.with_suffix(".partial").rename(path)
+        state = torch.load(path, weights_only=True)
+    return Judge(state, split.corpus.channels, split.corpus.classes)
 
 
 def train_judge(split: Split, *, epochs: int, items: int, seed: int) -> Judge:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from latentlm.settings.rules import Problem, divides
 from latentlm_platform.experiment import Experiment, Section
@@ -87,7 +87,7 @@ def _section_rules(section: Section, prefix: str) -> Iterator[Problem]:
 def _validate(data: dict[str, Any]) -> tuple[Experiment | None, list[Any]]:
     """Strict, and through JSON: only there do lists count as tuples in strict mode."""
     try:
-        return TypeAdapter(Experiment).validate_json(json.dumps(data)), []
+        return Experiment.model_validate_json(json.dumps(data)), []
     except ValidationError as error:
         return None, error.errors(include_url=False)
 

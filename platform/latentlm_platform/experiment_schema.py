@@ -97,9 +97,10 @@ def unknown_path(path: str) -> str | None:
     parts = tuple(path.split("."))
     if parts in every_path():
         return None
-    meant = nearest(path, [dotted(p) for p in every_path()])
-    owners = sorted(dotted(p) for p in every_path() if p[-1] == parts[-1])
-    hint = f"did you mean {meant or ' or '.join(owners)}?" if meant or owners else "see the schema"
+    owners = sorted(dotted(p) for p in every_path() if p[-1] == path)
+    meant = nearest(path, sorted(dotted(p) for p in every_path()))
+    likely = owners or ([meant] if meant else [])
+    hint = f"did you mean {' or '.join(likely)}?" if likely else "`latentlm schema` has them all"
     return f"{path} is not a path of an experiment; {hint}"
 
 

@@ -75,4 +75,4 @@ def _is_outage(error: Exception) -> bool:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -61,12 +61,11 @@ def execute(request: Request) -> RunRecord:
         error="",
     )
     with _ending(record, parent, tracker), parent.system_metrics(), _terminable():
-        return _run_stages(request, record, tracker, parent)
+        _run_stages(request, record, tracker, parent)
+    return read_run(record.key) or record
 
 
-def _run_stages(
-    request: Request, record: RunRecord, tracker: Tracker, parent: TrackedRun
-) -> RunRecord:
+def _run_stages(request: Request, record: RunRecord, tracker: Tracker, parent: TrackedRun) -> None:
     experiment = request.experiment
     splits = _open_corpus(experiment, parent)
     context = stages.StageContext(experiment, record.attempt, splits, tracker, parent, say)
@@ -83,7 +82,7 @@ def _run_stages(
         metrics[f"{stage}_seconds"] = artifact.seconds
     metrics["run_seconds"] = now_s() - record.started_s
     parent.log_metrics(metrics)
-    return record.changed(metrics=metrics)
+    record.changed(metrics=metrics)
 
 
 def _perform(stage: str, context: stages.StageContext, done: dict[str, Artifact]) -> Artifact:

@@ -8,8 +8,9 @@ import torch
 
 from latentlm.generate import sample_latents
 from latentlm.load import load
-from latentlm.media import encode_png, signal_to_pixels, tile_images
+from latentlm.media import encode_png, tile_images
 from latentlm.randomness import RowNoise
+from latentlm.signals import signal_to_pixels
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment_file import load_experiment
 from latentlm_platform.hardware import pick_device

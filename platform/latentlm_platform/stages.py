@@ -61,6 +61,7 @@ class StageContext:
     def child(self, kind: str, title: str, **tags: str) -> Iterator[TrackedRun]:
         """The stage's MLflow run: it ends as the stage ends."""
         names = {"latentlm.kind": kind, "latentlm.experiment": self.experiment.name} | tags
+        title = f"{self.experiment.name} {title}"
         run = self.tracker.start_run(title, parent=self.parent, tags=names)
         run.log_parameters(self.experiment.model_dump(mode="json", exclude={"sweep"}))
         try:
@@ -93,7 +94,7 @@ def make_codec(context: StageContext) -> Artifact:
         artifact = Artifact("codec", key)
         training = CodecTraining(key, experiment, artifact.folder, splits)
         started = time.monotonic()
-        with context.child("codec", f"codec {key[:8]}") as run:
+        with context.child("codec", "codec") as run:
             group = replace(_worker_group(experiment, artifact.folder), workers=settings.workers)
             _train(context, run, group, train_codec, training, total=settings.steps, title="codec")
             metrics = json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
@@ -180,7 +181,7 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
             key, experiment, artifact.folder, codec.folder / "codec", cache, context.splits, sizes
         )
         started = time.monotonic()
-        with context.child("model", f"model {key[:8]}") as run:
+        with context.child("model", "model") as run:
             run.set_tags({f"latentlm.lineage.{stage}": k for stage, k in lineage.items()})
             group = _worker_group(experiment, artifact.folder)
             total = experiment.train.steps
@@ -221,7 +222,7 @@ def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
         with contextlib.ExitStack() as runs:
             children = {
                 scale: runs.enter_context(
-                    context.child("evaluation", f"CFG {scale:g}", **{"latentlm.model": model.key})
+                    context.child("evaluation", f"cfg {scale:g}", **{"latentlm.model": model.key})
                 )
                 for scale in cfg_scales(experiment)
             }

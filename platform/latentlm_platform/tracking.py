@@ -227,8 +227,8 @@ class Tracker:
         if not lost:
             return None
         return (
-            f"{lost} records did not reach MLflow at {self.uri} (last: {self.outbox.reason});"
-            " the results themselves are complete on disk"
+            f"MLflow at {self.uri} lacks {lost} {'record' if lost == 1 else 'records'} of this run"
+            f" ({self.outbox.reason}); the results themselves are complete on disk"
         )
 
 
@@ -306,6 +306,7 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # after the import, which sets them

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from latentlm.catalogue import build_model
 from latentlm.codec.contract import LatentPosterior
+from latentlm.generate import sample_latents
 from latentlm.load import load_codec, load_weights
-from latentlm.models import flops_per_item
-from latentlm.models.latent_lm import LossTerms
+from latentlm.media import encode_png, tile_images
+from latentlm.models.latent_lm import LossTerms, flops_per_item
 from latentlm.randomness import RowNoise
+from latentlm.signals import signal_to_pixels
 from latentlm_platform import checkpoints
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment import Experiment, Optimizer
@@ -39,6 +41,7 @@ from latentlm_platform.zero import ZeroEngine
 
 VALIDATION_EPOCH = 2**31  # keys the noise of validation apart from every training epoch's
 TIMESTEP_BINS = 10
+SHOWN_CLASSES, SHOWN_ROWS = 10, 2
 
 
 @dataclass(frozen=True)
@@ -263,8 +266,35 @@ class ModelWorker:
                 sums.add(self._loss(batch, label_dropout=0.0))
         reduced = self._summed(sums.vector())
         self.validation_loss = float(reduced[0] / reduced[1])
+            self._show_samples()
         if self.rank == 0:
             self.journal.write(step=self.step, metrics={"validation_loss": self.validation_loss})
+
+    def _show_samples(self) -> None:
+        """A picture of what the averaged weights generate, the same noise every time.
+
+        Every rank computes it: under ZeRO-3 a forward pass needs them all.
+        """
+        classes = min(SHOWN_CLASSES, self.experiment.corpus.classes)
+        labels_B = torch.arange(classes, device=self.device).repeat(SHOWN_ROWS)
+        ids_B = torch.arange(len(labels_B), device=self.device)
+        noise = RowNoise(seed=self.experiment.seed, ids_B=ids_B, epochs_B=VALIDATION_EPOCH)
+        sampler = self.experiment.sample
+        latents_BNZ = sample_latents(
+            self.engine.engine.module.model,
+            labels_B,
+            cfg_scales_B=torch.full(labels_B.shape, float(sampler.cfg_scale), device=self.device),
+            sampler=sampler,
+            noise=noise,
+        )
+        if self.rank == 0:
+            signal_BCYX = self.codec.decode(self.codec.denormalise(latents_BNZ))
+            picture = tile_images(signal_to_pixels(signal_BCYX).cpu().numpy(), columns=classes)
+            folder = self.training.folder / "pictures"
+            folder.mkdir(exist_ok=True)
+            partial = folder / f"step-{self.step:08d}.partial"
+            partial.write_bytes(encode_png(picture))
+            partial.rename(partial.with_suffix(".png"))
 
     def _held_out(self) -> Iterator[LatentBatch]:
         order = SampleOrder(self.training.cached_sizes["held_out"], 0, 1, shuffled=False)

@@ -88,13 +88,15 @@ def test_initial_weights_follow_the_law() -> None:
     side = TransformerSettings(width=128, depth=4, heads=4)
     codec = small_codec(replace(SMALL, encoder=side, decoder=side))
     for trunk in (codec.encoder.trunk, codec.decoder.trunk):
-        for layer, block in enumerate(trunk.blocks, start=1):
+        blocks = [module for module in trunk.modules() if isinstance(module, Block)]
+        assert len(blocks) == 4
+        for layer, block in enumerate(blocks, start=1):
             shrunk = 0.02 / (2 * layer) ** 0.5
-            assert float(block.attn.proj.weight.std()) == pytest.approx(shrunk, rel=0.05)
-            assert float(block.mlp_out.weight.std()) == pytest.approx(shrunk, rel=0.05)
-            assert float(block.attn.qkv.weight.std()) == pytest.approx(0.02, rel=0.05)
+            assert float(block.attn.proj.weight.detach().std()) == pytest.approx(shrunk, rel=0.05)
+            assert float(block.mlp_out.weight.detach().std()) == pytest.approx(shrunk, rel=0.05)
+            assert float(block.attn.qkv.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
             assert not block.attn.qkv.bias.any()
-        assert float(trunk.position_ND.std()) == pytest.approx(0.02, rel=0.05)
+        assert float(trunk.position_ND.detach().std()) == pytest.approx(0.02, rel=0.05)
 
 
 def test_the_same_generator_gives_the_same_weights() -> None:
@@ -154,16 +156,16 @@ def test_a_codec_learns_images_it_can_hold() -> None:
     torch.manual_seed(0)
     codec = small_codec()
     generator = torch.Generator().manual_seed(2)
-    coarse = torch.rand(64, 3, 2, 2, generator=generator) * 2 - 1
+    coarse = torch.rand(32, 3, 2, 2, generator=generator) * 2 - 1
     signal = nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear")
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=2e-3)
-    for step in range(80):
-        noise = RowNoise(seed=0, ids_B=torch.arange(64), epochs_B=step)
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3)
+    for step in range(60):
+        noise = RowNoise(seed=0, ids_B=torch.arange(32), epochs_B=step)
         loss = (codec(signal, noise=noise)[0] - signal).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.3 * float(signal.var())
+    assert float(loss.detach()) < 0.3 * float(signal.var())
 
 
 def test_normalising_needs_statistics_and_inverts() -> None:

@@ -26,7 +26,7 @@ def test_bounds() -> None:
 
 def test_one_split_is_torchmetrics() -> None:
     logits_NK = 3 * torch.randn(120, 9, generator=torch.Generator().manual_seed(0))
-    peer = InceptionScore(Identity(), splits=1, normalize=True)
+    peer = InceptionScore(Identity(), splits=1)
     peer.update(logits_NK)
     found = inception_style_score(logits_NK, splits=1)
     assert found.value == pytest.approx(float(peer.compute()[0]), rel=1e-4)

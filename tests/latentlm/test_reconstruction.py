@@ -28,20 +28,19 @@ def test_psnr_of_each_image() -> None:
 def test_ssim_of_each_image_is_wangs() -> None:
     reconstruction, signal = batch()
     found = ssim(reconstruction, signal).numpy()
-    assert found == pytest.approx(
-        [_ssim(a, b) for a, b in zip(reconstruction, signal, strict=True)]
-    )
+    wanted = [_ssim(a, b) for a, b in zip(reconstruction, signal, strict=True)]
+    assert found == pytest.approx(wanted, abs=1e-4)
     assert ssim(signal, signal).numpy() == pytest.approx(1.0)
 
 
 def _ssim(a_CYX: Tensor, b_CYX: Tensor) -> float:
-    """Equation 13 of Wang et al. 2004, over the windows that lie inside the image."""
+    """Equation 13 of Wang et al. 2004, over every pixel, borders mirrored."""
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     values = []
     for a, b in zip(a_CYX.double().numpy(), b_CYX.double().numpy(), strict=True):
 
         def blur(x: np.ndarray) -> np.ndarray:
-            return gaussian_filter(x, 1.5, radius=5)[5:-5, 5:-5]
+            return gaussian_filter(x, 1.5, radius=5, mode="mirror")
 
         mean_a, mean_b = blur(a), blur(b)
         var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2

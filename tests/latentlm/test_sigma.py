@@ -133,9 +133,9 @@ def test_statistics_are_those_of_drawn_latents(
     drawn = torch.stack(
         [draw(posterior, variance=variance, noise=row_noise(600, seed)) for seed in range(6)]
     )
-    assert moments.latent_std(variance) == pytest.approx(float(drawn.std()), rel=0.02)
+    assert moments.latent_std(variance) == pytest.approx(float(drawn.std()), rel=0.03)
     assert torch.allclose(
-        moments.channel_std_Z(variance), drawn.std((0, 1, 2)).double(), rtol=0.04, atol=0
+        moments.channel_std_Z(variance), drawn.std((0, 1, 2)).double(), rtol=0.06, atol=0
     )
 
 
