@@ -14,7 +14,7 @@ def pick_device() -> torch.device:
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """bf16 where it was asked for, or where `auto` finds hardware that computes in it; else None."""
+    """bf16 where asked for, or where `auto` finds hardware that computes in it; else None."""
     if precision == "auto":
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)

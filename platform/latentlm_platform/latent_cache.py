@@ -104,7 +104,7 @@ class LatentCache:
         return values
 
     def commit(self, summary: dict[str, Any]) -> None:
-        """Mark the cache complete. `summary` holds shard sizes by split, statistics, bad records."""
+        """Mark the cache complete. `summary`: shard sizes by split, moments, bad records."""
         partial = self.folder / "cache.json.partial"
         partial.write_text(json.dumps(summary, indent=1), encoding="utf-8")
         partial.rename(self.folder / "cache.json")

@@ -330,7 +330,7 @@ def _refuse_bad_corpus(corpus: Corpus, summary: dict[str, Any], total: int) -> N
         kinds = ", ".join(f"{count:g} {name}" for name, count in _counts(summary).items())
         raise UserError(
             f"{bad} of {total} records of {corpus.source} cannot be used ({kinds}), more than"
-            f" corpus.max_bad_fraction = {corpus.max_bad_fraction:g}; repair the corpus or raise it",
+            f" corpus.max_bad_fraction = {corpus.max_bad_fraction:g}: repair it or raise that",
             exit_code=1,
         )
 

@@ -264,9 +264,9 @@ class ModelWorker:
         with self.engine.averaged_weights():
             for batch in self._held_out():
                 sums.add(self._loss(batch, label_dropout=0.0))
+            self._show_samples()
         reduced = self._summed(sums.vector())
         self.validation_loss = float(reduced[0] / reduced[1])
-            self._show_samples()
         if self.rank == 0:
             self.journal.write(step=self.step, metrics={"validation_loss": self.validation_loss})
 
