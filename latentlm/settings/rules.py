@@ -1,11 +1,11 @@
 """Rules that several settings share. A problem is `(relative dotted path, sentence)`."""
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Final
 
 Problem = tuple[str, str]
 
-STRICT: ClassVar[dict[str, object]] = {"extra": "forbid", "strict": True}
+STRICT: Final[dict[str, object]] = {"extra": "forbid", "strict": True}
 
 
 def positive(settings: object, *names: str) -> Iterator[Problem]:

@@ -190,7 +190,7 @@ def moments_state(moments: LatentMoments) -> dict[str, Any]:
 
 def moments_from(state: dict[str, Any]) -> LatentMoments:
     """The moments that `moments_state` wrote."""
-    fields = {
+    fields: dict[str, Any] = {
         name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
         for name, value in state.items()
     }

@@ -13,11 +13,11 @@ from latentlm.catalogue import build_codec, build_model
 from latentlm.models import flops_per_item
 from latentlm_platform.arithmetic import cores
 from latentlm_platform.experiment import Experiment
-from latentlm_platform.hardware import autocast_dtype, matmul_peak_flops
+from latentlm_platform.hardware import autocast_dtype, matmul_peak_flops, pick_device
 
 FLOAT = 4  # bytes
 PROCESS_BYTES = 800 * 2**20  # measured: a worker with torch, Ray and DeepSpeed imported
-UTILISATION = 0.3  # of the measured fp32 matmul peak, for models of this size
+UTILISATION = 0.35  # of the fp32 matmul peak of its threads; measured 0.25 to 0.5 at 2M parameters
 STAGE_START_S = 15.0  # until a stage's actors or workers answer
 FEATURES_PER_CORE_S = 61.0  # images a second through EfficientNet-Lite0 at 128 pixels
 FEATURE_PIXELS = 128
@@ -144,13 +144,14 @@ def wall_clock(experiment: Experiment, counted: Counts) -> dict[str, float]:
     STAGE_START_S. A stage whose work is already there by its key takes none of them.
     """
     train, codec, latents = experiment.train, experiment.codec.training, experiment.latents
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speed = UTILISATION * matmul_peak_flops(device, torch.float32)
+    device = pick_device()
+    speed = UTILISATION * _peak_of_one_process(device, threads=train.threads_per_worker)
     encode = train.steps * train.batch_size * counted.encode_flops_per_image
     cached = latents.mode == "cached"
 
     def seconds(flops: float, processes: int) -> float:
-        at_once = min(processes, cores()) if device.type == "cpu" else processes
+        room = max(1, cores() // train.threads_per_worker)
+        at_once = min(processes, room) if device.type == "cpu" else processes
         return STAGE_START_S + flops / (speed * at_once)
 
     generate = _generated_images(experiment) * counted.generate_flops_per_image
@@ -163,6 +164,15 @@ def wall_clock(experiment: Experiment, counted: Counts) -> dict[str, float]:
         "evaluation": seconds(generate, experiment.evaluate.actors) + _scoring_s(experiment),
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def _peak_of_one_process(device: torch.device, *, threads: int) -> float:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return matmul_peak_flops(device, torch.float32)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _generated_images(experiment: Experiment) -> int:

@@ -107,8 +107,8 @@ class EvaluatorActor:
             self.loaded.model.to(self.device),
             self.loaded.codec.to(self.device),
         )
-        self.net: Any = feature_net(extractor, size=feature_size)
-        self.net.to(self.device)
+        net: Any = feature_net(extractor, size=feature_size)
+        self.net = net.to(self.device)
         self.judge: SmallImageClassifier | None = None
 
     def set_judge(self, judge: Judge) -> None:

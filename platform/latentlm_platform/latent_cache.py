@@ -57,7 +57,9 @@ class LatentCache:
         """Write one chunk's posteriors; the file appears whole or not at all."""
         columns = {"key": pa.array(keys, pa.string()), "label": pa.array(labels_B)}
         for name, values in (("mean", mean_BONZ), ("std", std_BONZ)):
-            for side in range(self.orientations) if values is not None else ():
+            if values is None:
+                continue
+            for side in range(self.orientations):
                 flat = pa.array(np.ascontiguousarray(values[:, side]).reshape(-1))
                 width = self.latent_count * self.latent_width
                 columns[f"{name}_{side}"] = pa.FixedSizeListArray.from_arrays(flat, width)

@@ -114,7 +114,7 @@ class _PixelReader:
             pixels = signals.pixels[start:stop].copy()
             mirrored = self.settings.mirrored(rows)
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
-            arrays = {"pixels": pixels, "labels": signals.labels[start:stop]}
+            arrays: Arrays = {"pixels": pixels, "labels": signals.labels[start:stop]}
             produced.append(_labelled(step, rows, arrays))
             start = stop
         return produced

@@ -140,6 +140,8 @@ def test_each_mistake_alone_is_found_as_well(whole: Path) -> None:
         ("train.optimizer.betas=[0.9]", "train.optimizer.betas has too few values; give 2"),
         ("train.optimizer.betas=[0.9, 0.9, 0.9]", "too many values; give 2"),
         ("train.label_dropout=0", "needs train.label_dropout above 0"),
+        ("train.workers=x", 'train.workers = "x" is not a whole number'),
+        ("model.width=x", 'model.width = "x" is not a whole number'),
         ("train=3", "train = 3 is not a section"),
         ("name=a/b", "name = \"a/b\" does not fit"),
         ("steps=3", "steps is not a key of an experiment; steps belongs in codec.training or"),

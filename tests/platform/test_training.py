@@ -1,0 +1,203 @@
+"""Training on real Ray Train workers under real ZeRO: one trajectory, whatever happens to it.
+
+Every test trains the same tiny model on the same cached latents and compares losses with the run
+of one worker at stage 0, uninterrupted.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from latentlm.catalogue import build_codec
+from latentlm.load import save_codec
+from latentlm_platform.artifacts import Artifact
+from latentlm_platform.encoding import EncodingPass, moments_from
+from latentlm_platform.experiment import Experiment
+from latentlm_platform.journal import Journal
+from latentlm_platform.splits import Splits, open_splits
+from latentlm_platform.stages import latent_cache
+from latentlm_platform.training import ModelTraining, train_model
+from latentlm_platform.worker_group import WorkerGroup, request_stop
+
+pytestmark = pytest.mark.ray
+STEPS = 20
+
+
+def tiny_experiment(source: Path, **train: Any) -> Experiment:
+    optimizer = {"learning_rate": 3e-3, "warmup_steps": 5}
+    sides = {"width": 32, "depth": 1, "heads": 2}
+    return Experiment.model_validate(
+        {
+            "name": "tiny",
+            "corpus": {
+                "source": str(source),
+                "classes": 4,
+                "image_size": 16,
+                "channels": 1,
+                "held_out_fraction": 0.1,
+                "chunk_records": 16,
+                "shuffle_window_chunks": 3,
+            },
+            "codec": {
+                "patch_size": 4,
+                "latent_width": 4,
+                "encoder": sides,
+                "decoder": sides,
+                "variance": {"kind": "half_normal", "c_sigma": 0.25},
+                "training": {"steps": 1, "batch_size": 8, "optimizer": optimizer},
+            },
+            "model": {
+                "width": 32,
+                "depth": 2,
+                "heads": 2,
+                "ffn_width": 64,
+                "head": {"depth": 1, "ffn_width": 64},
+            },
+            "train": {
+                "steps": STEPS,
+                "batch_size": 16,
+                "precision": "fp32",
+                "optimizer": optimizer,
+                "validate_every_steps": 10,
+                "validation_items": 16,
+                "checkpoint": {"every_steps": 5},
+                "zero": {"stage": 0},
+                **train,
+            },
+            "sample": {"steps": 2},
+        },
+        strict=False,
+    )
+
+
+class Prepared(NamedTuple):
+    """A corpus, a codec with statistics and a filled latent cache, shared by all trainings."""
+
+    corpus: Path
+    codec_folder: Path
+    splits: Splits
+    training: ModelTraining
+
+
+@pytest.fixture(scope="module")
+def prepared(local_ray: None, class_folders: Callable[..., Path], tmp_path_factory) -> Prepared:  # type: ignore[no-untyped-def]
+    root = tmp_path_factory.mktemp("training")
+    corpus = class_folders(root / "corpus", classes=4, images_a_class=24)
+    experiment = tiny_experiment(corpus)
+    torch.manual_seed(0)
+    codec = build_codec(experiment.codec_settings())
+    save_codec(root / "codec", codec=codec)
+    splits = open_splits(experiment.corpus, seed=0)
+    cache = replace(latent_cache(experiment, Artifact("latents", "k")), folder=root / "cache")
+    summary = EncodingPass(splits, root / "codec", cache, experiment.latents).run(
+        on_progress=lambda done, total: None
+    )
+    cache.commit(summary)
+    moments = moments_from(summary["moments"])
+    codec.set_statistics(
+        mean=moments.latent_mean(), std=moments.latent_std(experiment.codec.variance)
+    )
+    save_codec(root / "codec", codec=codec)
+    sizes = {split: tuple(rows) for split, rows in summary["rows"].items()}
+    training = ModelTraining("k", experiment, root, root / "codec", cache, splits, sizes)
+    return Prepared(corpus, root / "codec", splits, training)
+
+
+def train(
+    prepared: Prepared,
+    folder: Path,
+    *,
+    on_poll: Callable[[Journal], None] = lambda journal: None,
+    mode: str = "cached",
+    **settings: Any,
+) -> tuple[str, dict[int, float]]:
+    """Run to the end: how it ended, and the loss of every step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment = tiny_experiment(prepared.corpus, **settings)
+    experiment = experiment.model_copy(
+        update={"latents": experiment.latents.model_copy(update={"mode": mode})}
+    )
+    training = replace(prepared.training, experiment=experiment, folder=folder)
+    journal = Journal(folder / "journal.jsonl")
+    group = WorkerGroup(
+        folder=folder,
+        workers=experiment.train.workers,
+        cpus_per_worker=experiment.train.cpus_per_worker,
+        gpus_per_worker=0,
+        threads_per_worker=1,
+        max_failures=2,
+    )
+    job = {"training": training, "folder": str(folder)}
+    how = group.run(train_model, job, on_poll=lambda: on_poll(journal))
+    entries, _ = journal.read_from(0)
+    return how, {e.step: e.metrics["loss"] for e in entries if "loss" in e.metrics}
+
+
+@pytest.fixture(scope="module")
+def reference(prepared: Prepared, tmp_path_factory) -> dict[int, float]:  # type: ignore[no-untyped-def]
+    how, losses = train(prepared, tmp_path_factory.mktemp("reference"))
+    assert how == "finished"
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert losses[STEPS] < 0.95 * losses[1], "a model that does not learn proves nothing"
+    return losses
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_and_any_stage_follow_one_worker(
+    prepared: Prepared, reference: dict[int, float], tmp_path: Path, stage: int
+) -> None:
+    accumulation = 2 if stage == 2 else 1
+    _, losses = train(
+        prepared, tmp_path, workers=2, zero={"stage": stage}, accumulation=accumulation
+    )
+    for step in range(1, STEPS + 1):
+        assert losses[step] == pytest.approx(reference[step], rel=1e-3)
+
+
+def test_a_killed_worker_changes_nothing(
+    prepared: Prepared, reference: dict[int, float], tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_once(journal: Journal) -> None:
+        entries, _ = journal.read_from(0)
+        if entries and entries[-1].step >= 7 and not killed:
+            killed.append(int((tmp_path / "worker-0.pid").read_text()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    how, losses = train(prepared, tmp_path, on_poll=kill_once)
+    assert killed
+    assert int((tmp_path / "worker-0.pid").read_text()) != killed[0]
+    assert how == "finished"
+    for step in range(1, STEPS + 1):
+        assert losses[step] == pytest.approx(reference[step], rel=1e-6)
+
+
+def test_a_stopped_run_goes_on_where_it_was(
+    prepared: Prepared, reference: dict[int, float], tmp_path: Path
+) -> None:
+    def stop(journal: Journal) -> None:
+        if journal.read_from(0)[0]:
+            request_stop(tmp_path)
+
+    how, losses = train(prepared, tmp_path, on_poll=stop)
+    assert how == "stopped"
+    assert max(losses) < STEPS
+    how, losses = train(prepared, tmp_path)
+    assert how == "finished"
+    for step in range(1, STEPS + 1):
+        assert losses[step] == pytest.approx(reference[step], rel=1e-6)
+
+
+def test_encoding_on_the_way_equals_the_cache(
+    prepared: Prepared, reference: dict[int, float], tmp_path: Path
+) -> None:
+    _, losses = train(prepared, tmp_path, mode="streamed")
+    for step in range(1, STEPS + 1):
+        assert losses[step] == pytest.approx(reference[step], rel=1e-4)
