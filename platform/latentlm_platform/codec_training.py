@@ -84,7 +84,8 @@ class CodecWorker:
         objective = self.settings.objective
         features: Any = None
         if objective.perceptual_weight > 0:
-            features = feature_net(objective.perceptual_features, size=None).to(self.device)  # type: ignore[attr-defined]
+            net: Any = feature_net(objective.perceptual_features, size=None)
+            features = net.to(self.device)
         return CodecLoss(
             variance=self.experiment.codec.variance,
             pixel=objective.pixel,
@@ -146,6 +147,7 @@ class CodecWorker:
             stop_step=self.settings.steps,
             seed=self.experiment.seed,
             flip=corpus.flip,
+            readers=corpus.readers,
         )
         for arrays in (
             stream_pixels(settings, splits.train) if self.step < self.settings.steps else ()

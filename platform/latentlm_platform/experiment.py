@@ -56,6 +56,7 @@ class Corpus(Section):
     label_column: str = Field("label", description="Parquet column or tar extension of the class.")
     chunk_records: Positive = Field(512, description="Records read, cached and shuffled together.")
     shuffle_window_chunks: Positive = Field(16, description="Chunks mixed with each other.")
+    readers: Positive = Field(1, description="Tasks that read ahead for each Train worker.")
     max_bad_fraction: Fraction = Field(0.1, description="More unreadable records end the run.")
     max_pixels: Positive = Field(50_000_000, description="Larger images are refused as bombs.")
 

@@ -24,6 +24,7 @@ from latentlm_platform.experiment_file import experiment_key, resolved_yaml, sou
 from latentlm_platform.provenance import collect
 from latentlm_platform.runs import RunRecord, now_s, read_run, reap, this_process
 from latentlm_platform.splits import Splits, open_splits, survey
+from latentlm_platform.tracking import Status as Ended
 from latentlm_platform.tracking import TrackedRun, Tracker, open_tracker
 
 STAGES = ("codec", "latents", "model", "evaluation")
@@ -67,6 +68,7 @@ def execute(request: Request) -> RunRecord:
 
 def _run_stages(request: Request, record: RunRecord, tracker: Tracker, parent: TrackedRun) -> None:
     experiment = request.experiment
+    stages.check_initial_weights(experiment)
     splits = _open_corpus(experiment, parent)
     context = stages.StageContext(experiment, record.attempt, splits, tracker, parent, say)
     done: dict[str, Artifact] = {}
@@ -192,7 +194,8 @@ def _open_corpus(experiment: Experiment, parent: TrackedRun) -> Splits:
 @contextlib.contextmanager
 def _ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator[None]:
     """End the record and its MLflow run as the body ends."""
-    status, error = "FAILED", ""
+    status: Ended = "FAILED"
+    error = ""
     try:
         yield
         status = "FINISHED"
@@ -212,10 +215,10 @@ def _ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator
         raise
     finally:
         newest = read_run(record.key) or record
-        replace(newest, status=status, error=error, ended_s=now_s()).save()  # type: ignore[arg-type]
+        replace(newest, status=status, error=error, ended_s=now_s()).save()
         if error:
             parent.set_tags({"latentlm.error": error})
-        parent.finish(status)  # type: ignore[arg-type]
+        parent.finish(status)
         lost = tracker.close()
         if lost:
             say(lost)

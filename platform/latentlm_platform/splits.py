@@ -1,8 +1,8 @@
 """A corpus divided into what is trained on and what is held out, read chunk by chunk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from latentlm_platform.corpora.class_images import (
     open_corpus,
 )
 from latentlm_platform.corpora.named import resolve
+from latentlm_platform.errors import UserError
 from latentlm_platform.experiment import Corpus
 from latentlm_platform.ordering import IntArray, Rows, held_out_rows
 
@@ -79,24 +80,24 @@ class Split:
     def _decode_wanted(self, chunk: int, wanted: IntArray) -> list[Decoded]:
         members = self.rows_of(chunk)
         records = list(self.index.read_chunk(chunk))
-        found: dict[int, Decoded | BadRecord] = {}
 
+        @cache
         def decode(position: int) -> Decoded | BadRecord:
-            if position not in found:
-                record = records[int(members[position])]
-                found[position] = decode_record(record, corpus=self.corpus)
-            return found[position]
+            return decode_record(records[int(members[position])], corpus=self.corpus)
 
         return [self._next_good(decode, chunk, start=int(row), size=len(members)) for row in wanted]
 
-    def _next_good(self, decode, chunk: int, *, start: int, size: int) -> Decoded:  # type: ignore[no-untyped-def]
+    def _next_good(
+        self, decode: Callable[[int], Decoded | BadRecord], chunk: int, *, start: int, size: int
+    ) -> Decoded:
         for step in range(size):
             signal = decode((start + step) % size)
             if isinstance(signal, Decoded):
                 return signal
-        raise ValueError(
-            f"no readable image among the {size} of chunk {chunk} of {self.index.source}:"
-            " remove the damaged part of the corpus"
+        raise UserError(
+            f"none of the {size} images of chunk {chunk} of {self.index.source} can be read:"
+            " remove the damaged part of the corpus",
+            exit_code=1,
         )
 
 
@@ -116,6 +117,11 @@ def open_splits(corpus: Corpus, *, seed: int) -> Splits:
             Split(index, corpus, "held_out", seed),
         )
     held_out = open_corpus(resolve(corpus.held_out_source), corpus=corpus)
+    if held_out.class_names != index.class_names:
+        raise UserError(
+            f"{corpus.held_out_source} has the classes {', '.join(held_out.class_names)},"
+            f" {corpus.source} has {', '.join(index.class_names)}; both must be the same"
+        )
     return Splits(Split(index, corpus, "all", seed), Split(held_out, corpus, "all", seed))
 
 

@@ -17,7 +17,7 @@ import torch
 
 from latentlm.catalogue import build_model
 from latentlm.codec.image_vit import encoder_parameters_digest
-from latentlm.load import load_codec, save_codec, save_export
+from latentlm.load import load_codec, load_weights, save_codec, save_export
 from latentlm.media import read_png
 from latentlm_platform.artifacts import Artifact, building, key_of
 from latentlm_platform.codec_scores import latent_health
@@ -247,6 +247,17 @@ def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
             )
             artifact.save()
         return artifact
+
+
+def check_initial_weights(experiment: Experiment) -> None:
+    """The export that training starts from fits the model; UserError where it does not."""
+    folder = experiment.model.initial_weights
+    if folder is None:
+        return
+    try:
+        load_weights(build_model(experiment.model_settings()), Path(folder))
+    except ValueError as error:
+        raise UserError(f"model.initial_weights = {folder} cannot be used: {error}") from error
 
 
 def corpus_digests(splits: Splits) -> list[str]:

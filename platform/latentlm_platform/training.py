@@ -172,6 +172,7 @@ class ModelWorker:
             stop_step=self.train.steps,
             seed=self.experiment.seed,
             flip=self.experiment.corpus.flip,
+            readers=self.experiment.corpus.readers,
         )
         if self.experiment.latents.mode == "cached":
             stream = stream_cached(settings, self.training.cache, "train")

@@ -41,25 +41,26 @@ class WorkerGroup:
         """
         for name in ("failure.json", "stop", "ended"):
             (self.folder / name).unlink(missing_ok=True)
-        outcome: dict[str, BaseException | None] = {}
+        errors: list[BaseException] = []
+        ended = threading.Event()  # an interrupted join() may call a living thread dead
 
         def fit() -> None:
             try:
                 self._trainer(function, job).fit()
-                outcome["error"] = None
             except BaseException as error:
-                outcome["error"] = error
+                errors.append(error)
+            finally:
+                ended.set()
 
-        thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-        thread.start()
-        self._wait(thread, on_poll)
-        return self._end(outcome["error"])
+        threading.Thread(target=fit, name="ray-train", daemon=True).start()
+        self._wait(ended, on_poll)
+        return self._end(errors[0] if errors else None)
 
-    def _wait(self, thread: threading.Thread, on_poll: Callable[[], None]) -> None:
+    def _wait(self, ended: threading.Event, on_poll: Callable[[], None]) -> None:
         interrupts = 0
-        while thread.is_alive():
+        while not ended.is_set():
             try:
-                thread.join(POLL_S)
+                ended.wait(POLL_S)
                 on_poll()
             except KeyboardInterrupt:
                 interrupts += 1
@@ -134,6 +135,7 @@ def request_stop(folder: Path) -> None:
 
 
 def stop_requested(folder: Path) -> bool:
+    """Whether these workers were asked to end."""
     return (folder / "stop").exists()
 
 

@@ -118,7 +118,7 @@ def test_batches_add_up_to_the_whole_and_so_do_gradients() -> None:
     model = make_model()
     whole = compute_loss(model)
     whole.total.backward()
-    expected = [parameter.grad.clone() for parameter in model.parameters()]  # type: ignore[union-attr]
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     parts = [compute_loss(model, slice(0, 1)), compute_loss(model, slice(1, 6))]
     for part in parts:

@@ -1,6 +1,7 @@
 """A checkpoint exists only when committed, and is used only when intact."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def flip(path: Path) -> None:
         (Path.unlink, "missing"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, harm: Callable[[Path], object], said: str
+) -> None:
     save(tmp_path, 10)
     newest = save(tmp_path, 20)
     harm(newest.folder / "rank_1.pt")

@@ -5,7 +5,11 @@ of one worker at stage 0, uninterrupted.
 """
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +20,18 @@ import torch
 
 from latentlm.catalogue import build_codec
 from latentlm.load import save_codec
+from latentlm_platform.arithmetic import ClusterResources, cpu_problems
 from latentlm_platform.artifacts import Artifact
+from latentlm_platform.cluster import worker_environment
 from latentlm_platform.encoding import EncodingPass, moments_from
+from latentlm_platform.errors import UserError
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.journal import Journal
 from latentlm_platform.splits import Splits, open_splits
 from latentlm_platform.stages import latent_cache
 from latentlm_platform.training import ModelTraining, train_model
 from latentlm_platform.worker_group import WorkerGroup, request_stop
+from making_corpora import write_class_folders
 
 pytestmark = pytest.mark.ray
 STEPS = 20
@@ -86,9 +94,9 @@ class Prepared(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def prepared(local_ray: None, class_folders: Callable[..., Path], tmp_path_factory) -> Prepared:  # type: ignore[no-untyped-def]
+def prepared(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("training")
-    corpus = class_folders(root / "corpus", classes=4, images_a_class=24)
+    corpus = write_class_folders(root / "corpus", classes=4, images_a_class=24)
     experiment = tiny_experiment(corpus)
     torch.manual_seed(0)
     codec = build_codec(experiment.codec_settings())
@@ -140,7 +148,7 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def reference(prepared: Prepared, tmp_path_factory) -> dict[int, float]:  # type: ignore[no-untyped-def]
+def reference(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     how, losses = train(prepared, tmp_path_factory.mktemp("reference"))
     assert how == "finished"
     assert sorted(losses) == list(range(1, STEPS + 1))
@@ -189,6 +197,9 @@ def test_a_stopped_run_goes_on_where_it_was(
     how, losses = train(prepared, tmp_path, on_poll=stop)
     assert how == "stopped"
     assert max(losses) < STEPS
+    other = replace(prepared, training=replace(prepared.training, key="other"))
+    with pytest.raises(UserError, match="belongs to experiment k, not to other"):
+        train(other, tmp_path)
     how, losses = train(prepared, tmp_path)
     assert how == "finished"
     for step in range(1, STEPS + 1):
@@ -201,3 +212,56 @@ def test_encoding_on_the_way_equals_the_cache(
     _, losses = train(prepared, tmp_path, mode="streamed")
     for step in range(1, STEPS + 1):
         assert losses[step] == pytest.approx(reference[step], rel=1e-4)
+
+
+UNCHECKED = """
+import pickle, sys, threading
+from pathlib import Path
+import ray
+from latentlm_platform.training import train_model
+from latentlm_platform.worker_group import WorkerGroup
+
+training, cpus = pickle.loads(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
+train = training.experiment.train
+ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
+         object_store_memory=200_000_000, logging_level="ERROR")
+group = WorkerGroup(training.folder, train.workers, train.cpus_per_worker, 0, 1, 0)
+job = {"training": training, "folder": str(training.folder)}
+print(group.run(train_model, job, on_poll=lambda: None))
+"""
+
+
+def start_unchecked(training: ModelTraining, *, cpus: int) -> "subprocess.Popen[bytes]":
+    """Train on a Ray of its own with this many CPUs, past every check of ours."""
+    training.folder.mkdir(parents=True)
+    job, script = training.folder / "job.pickle", training.folder / "unchecked.py"
+    job.write_bytes(pickle.dumps(training))
+    script.write_text(UNCHECKED)
+    command = [sys.executable, str(script), str(job), str(cpus)]
+    return subprocess.Popen(command, start_new_session=True, env=os.environ | worker_environment())
+
+
+def test_ray_hangs_where_the_plan_refuses(prepared: Prepared, tmp_path: Path) -> None:
+    """Two workers of 0.9 CPUs and an encoder actor each of 0.3: 3.4 with Ray Data's own, not 2."""
+    experiment = tiny_experiment(prepared.corpus, workers=2, cpus_per_worker=0.9, steps=3)
+    latents = experiment.latents.model_copy(update={"mode": "streamed", "cpus_per_actor": 0.3})
+    experiment = experiment.model_copy(update={"latents": latents})
+    training = replace(prepared.training, experiment=experiment)
+    has = ClusterResources(cpus=2, gpus=0, local=True)
+    (problem,) = cpu_problems(experiment, has)
+    assert "model training needs 3.4 CPUs, the cluster has 2" in problem
+    assert not cpu_problems(experiment, replace(has, cpus=4))
+
+    enough = start_unchecked(replace(training, folder=tmp_path / "enough"), cpus=4)
+    started = time.monotonic()
+    assert enough.wait(timeout=240) == 0
+    patience = 1.5 * (time.monotonic() - started)
+    starved = start_unchecked(replace(training, folder=tmp_path / "starved"), cpus=2)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            starved.wait(timeout=patience)
+        steps, _ = Journal(tmp_path / "starved" / "journal.jsonl").read_from(0)
+        assert steps == []
+    finally:
+        os.killpg(starved.pid, signal.SIGKILL)
+        starved.wait()
