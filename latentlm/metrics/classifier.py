@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from latentlm.metrics import NORMAL_95, Interval
 
-WIDTHS = (16, 48, 96)
+WIDTHS = (16, 32, 64)
 PEAK_LEARNING_RATE = 1e-2  # AdamW at about 128 images a batch
 WEIGHT_DECAY = 0.05
 WARMUP_FRACTION = 0.2

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -99,6 +100,11 @@ def _execute(arguments: argparse.Namespace) -> Result:
     except UserError as error:
         print(f"latentlm {arguments.command}: {error}", file=sys.stderr)
         return Result({"error": str(error), **error.report}, error.exit_code)
+    except Exception as error:  # a bug of ours: the whole trace, and still a report for programs
+        traceback.print_exc()
+        sentence = f"{type(error).__name__}: {error}"
+        print(f"latentlm {arguments.command}: {sentence}", file=sys.stderr)
+        return Result({"error": sentence, "status": "FAILED"}, 1)
     except KeyboardInterrupt:
         print(f"latentlm {arguments.command}: interrupted", file=sys.stderr)
         return Result({"error": "interrupted"}, INTERRUPTED)

@@ -21,8 +21,8 @@ from latentlm.metrics.frechet import frechet_distance, frechet_interval
 from latentlm.metrics.inception_style import inception_style_score
 from latentlm.settings import SamplerSettings
 from latentlm_platform.artifacts import key_of
-from latentlm_platform.codec_scores import read_labelled
-from latentlm_platform.evaluator_actor import Described, EvaluatorActor, shared_judge
+from latentlm_platform.codec_scores import read_held_out
+from latentlm_platform.evaluator_actor import Described, EvaluatorActor, Judge, shared_judge
 from latentlm_platform.experiment import Evaluate, Experiment
 from latentlm_platform.home import artifacts_folder
 from latentlm_platform.splits import Splits
@@ -92,7 +92,7 @@ class Evaluator:
             references = self._reference(ray, actors)
             judge = ray.get(judge_ref)
             ray.get([actor.set_judge.remote(judge) for actor in actors])
-            shared = self._shared(ray, actors, references)
+            shared = self._shared(judge, references)
             return Evaluation(shared, self._generate(ray, actors, references, on_progress))
         finally:
             for actor in actors:
@@ -103,16 +103,17 @@ class Evaluator:
         corpus = self.experiment.corpus
         about = (corpus.image_size, corpus.channels, corpus.classes, self.experiment.seed)
         items, epochs = self.settings.classifier_items, self.settings.classifier_epochs
-        key = key_of("judge", self.splits.train.index.digest, about, items, epochs)
+        digests = [split.index.digest for split in self.splits]
+        key = key_of("judge", digests, about, items, epochs)
         arguments = {"epochs": epochs, "items": items, "seed": self.experiment.seed}
         task = ray.remote(shared_judge).options(num_cpus=1)
-        return task.remote(artifacts_folder("judge") / key, self.splits.train, **arguments)
+        return task.remote(artifacts_folder("judge") / key, self.splits, **arguments)
 
     def _reference(self, ray: Any, actors: list[Any]) -> dict[str, np.ndarray]:
         """Two disjoint sets of held-out images: the reference, and one scored like a model."""
         held_out = self.splits.held_out
         wanted = min(2 * self.settings.images, sum(held_out.chunk_sizes))
-        pixels, labels = read_labelled(held_out, wanted)
+        pixels = read_held_out(held_out, wanted)
         # interleaved, so that both halves hold every class even where the corpus is sorted
         half = len(pixels) // 2
         first, second = pixels[: 2 * half : 2], pixels[1 : 2 * half : 2]
@@ -122,26 +123,21 @@ class Evaluator:
         rebuilt = [a.reconstruct.remote(p) for a, p in zip(actors, others, strict=False)]
         merged = _merged(ray.get(rebuilt))
         features = np.concatenate([described.features for described in ray.get(reference)])
-        return merged | {"reference": features, "pixels": pixels, "labels": labels}
+        return merged | {"reference": features}
 
-    def _shared(
-        self, ray: Any, actors: list[Any], references: dict[str, np.ndarray]
-    ) -> dict[str, float]:
-        parts = [p for p in np.array_split(references["pixels"], len(actors)) if len(p)]
-        described = ray.get([a.describe.remote(p) for a, p in zip(actors, parts, strict=False)])
-        predicted = np.concatenate([part.predicted for part in described])
-        correct = int((predicted == references["labels"]).sum())
+    def _shared(self, judge: Judge, references: dict[str, np.ndarray]) -> dict[str, float]:
+        """What stands beside every scale's scores: the judge's accuracy, floor and ceiling."""
         reference = torch.from_numpy(references["reference"])
         floor = frechet_distance(reference, torch.from_numpy(references["real"]))
         ceiling = frechet_distance(reference, torch.from_numpy(references["rebuilt"]))
-        accuracy = accuracy_interval(correct, len(predicted))
+        accuracy = accuracy_interval(judge.correct, judge.judged)
         return _named("real_accuracy", accuracy) | {
             f"{self.prefix}_floor": floor,
             f"{self.prefix}_reconstruction": ceiling,
             "reconstruction_psnr": float(references["psnr"].mean()),
             "reconstruction_ssim": float(references["ssim"].mean()),
             "reference_images": float(len(references["reference"])),
-            "real_accuracy_images": float(len(predicted)),
+            "real_accuracy_images": float(judge.judged),
             "generated_images": float(self.settings.images),
         }
 

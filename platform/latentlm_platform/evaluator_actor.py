@@ -17,13 +17,15 @@ from latentlm.metrics.reconstruction import psnr, ssim
 from latentlm.randomness import RowNoise
 from latentlm.settings import SamplerSettings
 from latentlm.signals import pixels_to_signal, signal_to_pixels
+from latentlm_platform.codec_scores import read_labelled
 from latentlm_platform.hardware import pick_device
 from latentlm_platform.ordering import SampleOrder
 from latentlm_platform.runs import exclusive
-from latentlm_platform.splits import Split
+from latentlm_platform.splits import Split, Splits
 
 EVALUATION_EPOCH = 2**31 + 1  # keys the noise of generation apart from every training epoch's
 JUDGE_BATCH = 128
+JUDGED_IMAGES = 10_000
 DESCRIBED_AT_ONCE = 64
 
 
@@ -36,11 +38,13 @@ class Described(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """A classifier of this corpus as plain data."""
+    """A classifier of this corpus as plain data, and how often it is right on held-out images."""
 
     state: dict[str, Tensor]
     channels: int
     classes: int
+    correct: int
+    judged: int
 
     def build(self) -> SmallImageClassifier:
         """The classifier, ready to judge."""
@@ -52,26 +56,25 @@ class Judge(NamedTuple):
         return net.eval().requires_grad_(False)
 
 
-def shared_judge(folder: Path, split: Split, *, epochs: int, items: int, seed: int) -> Judge:
-    """The judge kept in `folder`, trained there the first time."""
+def shared_judge(folder: Path, splits: Splits, *, epochs: int, items: int, seed: int) -> Judge:
+    """The judge kept in `folder`, trained and examined there the first time."""
     with exclusive(folder):
         path = folder / "judge.pt"
         if not path.exists():
-            trained = train_judge(split, epochs=epochs, items=items, seed=seed)
-            torch.save(trained.state, path.with_suffix(".partial"))
+            judge = train_judge(splits, epochs=epochs, items=items, seed=seed)
+            torch.save(judge._asdict(), path.with_suffix(".partial"))
             path.with_suffix(".partial").rename(path)
-        state = torch.load(path, weights_only=True)
-    return Judge(state, split.corpus.channels, split.corpus.classes)
+        return Judge(**torch.load(path, weights_only=True))
 
 
-def train_judge(split: Split, *, epochs: int, items: int, seed: int) -> Judge:
+def train_judge(splits: Splits, *, epochs: int, items: int, seed: int) -> Judge:
     """Learn the corpus's classes from its training images, one thread, deterministically."""
     torch.set_num_threads(1)
-    sizes = split.chunk_sizes
-    order = SampleOrder(sizes, seed=seed, window_chunks=split.corpus.shuffle_window_chunks)
+    split, corpus = splits.train, splits.train.corpus
+    window = corpus.shuffle_window_chunks
+    order = SampleOrder(split.chunk_sizes, seed=seed, window_chunks=window)
     batch = min(JUDGE_BATCH, order.epoch_length)
     steps = max(1, epochs * min(items, order.epoch_length) // batch)
-    corpus = split.corpus
     net = train_classifier(
         _judge_batches(split, order, steps=steps, batch=batch),
         channels=corpus.channels,
@@ -79,7 +82,14 @@ def train_judge(split: Split, *, epochs: int, items: int, seed: int) -> Judge:
         steps_total=steps,
         generator=torch.Generator().manual_seed(seed),
     )
-    return Judge(net.state_dict(), corpus.channels, corpus.classes)
+    pixels, labels = read_labelled(splits.held_out, JUDGED_IMAGES)
+    with torch.inference_mode():
+        said = [
+            net(torch.from_numpy(part).movedim(-1, 1)).argmax(1)
+            for part in np.array_split(pixels, -(-len(pixels) // JUDGE_BATCH))
+        ]
+    correct = int((torch.cat(said).numpy() == labels).sum())
+    return Judge(net.state_dict(), corpus.channels, corpus.classes, correct, len(labels))
 
 
 def _judge_batches(

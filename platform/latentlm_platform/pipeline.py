@@ -131,10 +131,9 @@ def _reaches(done: str | None, wanted: str) -> bool:
 
 
 def _refuse_what_does_not_fit(experiment: Experiment) -> None:
-    if experiment.cluster.address == "local":
-        problems = cpu_problems(experiment, cluster_resources(experiment))
-        if problems:
-            raise UserError("; ".join(problems), exit_code=3, report={"fits": False})
+    problems = cpu_problems(experiment, cluster_resources(experiment))
+    if problems:
+        raise UserError("; ".join(problems), exit_code=3, report={"fits": False})
 
 
 def _open_parent(tracker: Tracker, record: RunRecord, request: Request) -> TrackedRun:

@@ -58,9 +58,9 @@ class StageContext:
         return key_of(*parts, self.experiment.seed, self.attempt)
 
     @contextlib.contextmanager
-    def child(self, kind: str, title: str, **tags: str) -> Iterator[TrackedRun]:
+    def child(self, kind: str, title: str) -> Iterator[TrackedRun]:
         """The stage's MLflow run: it ends as the stage ends."""
-        names = {"latentlm.kind": kind, "latentlm.experiment": self.experiment.name} | tags
+        names = {"latentlm.kind": kind, "latentlm.experiment": self.experiment.name}
         title = f"{self.experiment.name} {title}"
         run = self.tracker.start_run(title, parent=self.parent, tags=names)
         run.log_parameters(self.experiment.model_dump(mode="json", exclude={"sweep"}))
@@ -182,7 +182,7 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
         )
         started = time.monotonic()
         with context.child("model", "model") as run:
-            run.set_tags({f"latentlm.lineage.{stage}": k for stage, k in lineage.items()})
+            run.set_tags(lineage_tags(artifact))
             group = _worker_group(experiment, artifact.folder)
             total = experiment.train.steps
             _train(context, run, group, train_model, training, total=total, title="model")
@@ -221,9 +221,7 @@ def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
         started = time.monotonic()
         with contextlib.ExitStack() as runs:
             children = {
-                scale: runs.enter_context(
-                    context.child("evaluation", f"cfg {scale:g}", **{"latentlm.model": model.key})
-                )
+                scale: runs.enter_context(context.child("evaluation", f"cfg {scale:g}"))
                 for scale in cfg_scales(experiment)
             }
             evaluator = Evaluator(
@@ -235,6 +233,8 @@ def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
             total = experiment.evaluate.images * len(children)
             with Bar("evaluation", total=total, unit="image") as bar:
                 result = evaluator.run(on_progress=lambda done, _: bar.reach(done))
+            for run in children.values():
+                run.set_tags(lineage_tags(artifact))
             for scores in result.scales:
                 _log_scale(context, children[scores.cfg_scale], scores, result.shared)
             by_scale = {f"{s.cfg_scale:g}": s.metrics for s in result.scales}
@@ -258,6 +258,11 @@ def check_initial_weights(experiment: Experiment) -> None:
         load_weights(build_model(experiment.model_settings()), Path(folder))
     except ValueError as error:
         raise UserError(f"model.initial_weights = {folder} cannot be used: {error}") from error
+
+
+def lineage_tags(artifact: Artifact) -> dict[str, str]:
+    """What an artifact was made from: corpus → latents → codec → model, as tags."""
+    return {f"latentlm.lineage.{stage}": key for stage, key in artifact.lineage.items()}
 
 
 def corpus_digests(splits: Splits) -> list[str]:

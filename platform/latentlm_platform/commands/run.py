@@ -12,6 +12,7 @@ import argparse
 
 from latentlm_platform.commands import Result
 from latentlm_platform.commands.validate import add_overrides
+from latentlm_platform.errors import UserError
 
 STAGES = ("codec", "latents", "model", "evaluation")
 
@@ -28,14 +29,18 @@ def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_platform.experiment_file import load_experiment
     from latentlm_platform.pipeline import Request
 
-    experiment = load_experiment(arguments.file, overrides=arguments.overrides)
-    return perform(
-        Request(
-            experiment,
-            source=arguments.file,
-            overrides=tuple(arguments.overrides),
-            until=arguments.until,
-            new=arguments.new,
-            verbose=arguments.verbose,
+    try:
+        experiment = load_experiment(arguments.file, overrides=arguments.overrides)
+        return perform(
+            Request(
+                experiment,
+                source=arguments.file,
+                overrides=tuple(arguments.overrides),
+                until=arguments.until,
+                new=arguments.new,
+                verbose=arguments.verbose,
+            )
         )
-    )
+    except UserError as error:
+        error.report.setdefault("status", "FAILED")
+        raise
