@@ -99,7 +99,8 @@ class CodecWorker:
     def _optimizer(self, net: nn.Module) -> torch.optim.AdamW:
         optimizer = self.settings.optimizer
         groups = decay_groups(net, optimizer.weight_decay)
-        return torch.optim.AdamW(groups, lr=optimizer.learning_rate, betas=optimizer.betas)
+        rate, betas = optimizer.learning_rate, optimizer.betas
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
     def _restore(self) -> int:
         found, _ = checkpoints.newest_intact(self.training.checkpoints)

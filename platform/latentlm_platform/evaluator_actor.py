@@ -25,6 +25,7 @@ from latentlm_platform.splits import Split, Splits
 
 EVALUATION_EPOCH = 2**31 + 1  # keys the noise of generation apart from every training epoch's
 JUDGE_BATCH = 128
+JUDGE_BYTES = 2**30
 JUDGED_IMAGES = 10_000
 DESCRIBED_AT_ONCE = 64
 
@@ -73,14 +74,16 @@ def train_judge(splits: Splits, *, epochs: int, items: int, seed: int) -> Judge:
     split, corpus = splits.train, splits.train.corpus
     window = corpus.shuffle_window_chunks
     order = SampleOrder(split.chunk_sizes, seed=seed, window_chunks=window)
-    batch = min(JUDGE_BATCH, order.epoch_length)
-    steps = max(1, epochs * min(items, order.epoch_length) // batch)
+    items = min(items, order.epoch_length)
+    batch = min(JUDGE_BATCH, items)
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * (items // batch)
     net = train_classifier(
-        _judge_batches(split, order, steps=steps, batch=batch),
+        _judge_batches(split, order, epochs=epochs, steps=items // batch, batch=batch),
         channels=corpus.channels,
         classes=corpus.classes,
         steps_total=steps,
-        generator=torch.Generator().manual_seed(seed),
+        generator=generator,
     )
     pixels, labels = read_labelled(splits.held_out, JUDGED_IMAGES)
     with torch.inference_mode():
@@ -93,17 +96,23 @@ def train_judge(splits: Splits, *, epochs: int, items: int, seed: int) -> Judge:
 
 
 def _judge_batches(
-    split: Split, order: SampleOrder, *, steps: int, batch: int
+    split: Split, order: SampleOrder, *, epochs: int, steps: int, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of uint8 images (B, C, Y, X) and labels, read a few thousand at a time."""
-    together = max(1, 8192 // batch)
+    """Batches of uint8 images (B, C, Y, X) and labels: `steps` of them, `epochs` times over.
+
+    As much as fits a gigabyte is decoded once and shown `epochs` times before what comes next.
+    """
+    corpus = split.corpus
+    shuffling = torch.Generator().manual_seed(order.seed)
+    together = max(1, JUDGE_BYTES // (batch * corpus.image_size**2 * corpus.channels))
     for first in range(0, steps, together):
-        count = min(together, steps - first)
-        signals = split.decode_rows(order.rows(first * batch, (first + count) * batch))
+        last = min(first + together, steps)
+        signals = split.decode_rows(order.rows(first * batch, last * batch))
         pixels = torch.from_numpy(signals.pixels).movedim(-1, 1)
         labels = torch.from_numpy(signals.labels)
-        for start in range(0, count * batch, batch):
-            yield pixels[start : start + batch], labels[start : start + batch]
+        for _ in range(epochs):
+            for some in torch.randperm(len(labels), generator=shuffling).split(batch):
+                yield pixels[some], labels[some]
 
 
 class EvaluatorActor:

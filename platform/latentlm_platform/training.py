@@ -100,6 +100,9 @@ class ModelWorker:
         self.device = pick_device()
         self.codec = load_codec(training.codec_folder).to(self.device).eval()
         self.share = Share(self.train.batch_size, self.rank, self.workers, self.train.accumulation)
+        settings = self.experiment.model_settings()
+        self.latent_count = settings.latent_count
+        self.flops_per_item = flops_per_item(settings, self.train.timesteps_per_token)
         self.engine = self._start_engine()
         self.journal = Journal(training.folder / "journal.jsonl")
         self.validation_loss: float | None = None
@@ -207,7 +210,7 @@ class ModelWorker:
             float(self.rank == 0 and stop_requested(self.training.folder)),
         ]
         items, stop = self._summed(torch.tensor(wishes, dtype=torch.float64)).tolist()
-        terms = self.experiment.model_settings().latent_count * self.train.timesteps_per_token
+        terms = self.latent_count * self.train.timesteps_per_token
         sums = StepSums()
         for batch in micro_batches:
             loss = self._loss(batch)
@@ -244,16 +247,14 @@ class ModelWorker:
     def _journal_step(
         self, sums: Tensor, learning_rate: float, *, items: float, elapsed: float
     ) -> None:
-        settings = self.experiment.model_settings()
         rate = items / elapsed
-        flops = flops_per_item(settings, timesteps_per_token=self.train.timesteps_per_token)
         metrics = {
             "loss": float(sums[0] / sums[1]),
             "learning_rate": learning_rate,
             "gradient_norm": self.engine.gradient_norm(),
             "images_per_s": rate,
-            "tokens_per_s": rate * settings.latent_count,
-            "mfu": rate * flops / (self.peak_flops * self.workers),
+            "tokens_per_s": rate * self.latent_count,
+            "mfu": rate * self.flops_per_item / (self.peak_flops * self.workers),
         }
         metrics |= timestep_bins(sums)
         self.journal.write(step=self.step, metrics=metrics)

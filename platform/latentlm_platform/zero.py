@@ -43,6 +43,7 @@ class ZeroEngine:
                 decay_groups(model, optimizer.weight_decay),
                 lr=optimizer.learning_rate,
                 betas=optimizer.betas,
+                fused=True,
             ),
             config={
                 "train_micro_batch_size_per_gpu": micro_batch_size,
