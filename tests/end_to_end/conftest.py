@@ -103,5 +103,7 @@ def _damaged(image: bytes, number: int) -> bytes:
 def experiment_file(fashion_folder: Path, home: Path) -> Path:
     """A small experiment on those images."""
     path = home / "small.yaml"
-    path.write_text(EXPERIMENT.format(corpus=fashion_folder, root=ROOT), encoding="utf-8")
+    path.write_text(
+        EXPERIMENT.format(corpus=fashion_folder, root=os.path.relpath(ROOT, home)), encoding="utf-8"
+    )
     return path
