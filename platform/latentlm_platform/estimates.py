@@ -16,9 +16,11 @@ from latentlm_platform.experiment import Experiment
 from latentlm_platform.hardware import autocast_dtype, matmul_peak_flops, pick_device
 
 FLOAT = 4  # bytes
-PROCESS_BYTES = 800 * 2**20  # measured: a worker with torch, Ray and DeepSpeed imported
-UTILISATION = 0.35  # of the fp32 matmul peak of its threads; measured 0.25 to 0.5 at 2M parameters
-STAGE_START_S = 15.0  # until a stage's actors or workers answer
+PROCESS_BYTES = 2**30  # resident size measured of a worker with torch, Ray Data and DeepSpeed
+UTILISATION = (
+    0.22  # of the fp32 matmul peak of its threads; measured 0.16 to 0.25 at 1.4M parameters
+)
+STAGE_START_S = 30.0  # until a stage answers; measured 25 to 35 on two cores
 FEATURES_PER_CORE_S = 61.0  # images a second through EfficientNet-Lite0 at 128 pixels
 FEATURE_PIXELS = 128
 CLASSIFIER_PER_CORE_S = 2000.0  # images a second through its training at 32 pixels
