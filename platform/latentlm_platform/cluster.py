@@ -76,9 +76,6 @@ def prepare_process(*, verbose: bool) -> None:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # its C++ warnings are for Ray's authors
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)

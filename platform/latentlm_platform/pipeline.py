@@ -22,7 +22,7 @@ from latentlm_platform.errors import UserError
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key, resolved_yaml, source_text
 from latentlm_platform.provenance import collect
-from latentlm_platform.runs import RunRecord, now_s, read_run, reap, this_process
+from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.splits import Splits, open_splits, survey
 from latentlm_platform.tracking import Status as Ended
 from latentlm_platform.tracking import TrackedRun, Tracker, open_tracker
@@ -47,6 +47,11 @@ def execute(request: Request) -> RunRecord:
     """Do what is missing of this experiment; its record, finished."""
     reap()
     record = _open_record(request)
+    with claimed(record):
+        return _drive(request, read_run(record.key) or record)
+
+
+def _drive(request: Request, record: RunRecord) -> RunRecord:
     if record.status == "FINISHED" and _reaches(record.until, request.until):
         return record
     _refuse_what_does_not_fit(request.experiment)
@@ -104,12 +109,6 @@ def _open_record(request: Request) -> RunRecord:
     while read_run(_attempt_key(base, attempt + 1)) is not None:
         attempt += 1
     found = read_run(_attempt_key(base, attempt))
-    if found is not None and found.alive:
-        raise UserError(
-            f"run {found.key} ({found.name}) is already running, process {found.driver['pid']} on"
-            f" {found.driver['host']}; watch it with `latentlm status {found.key}` or end it with"
-            f" `latentlm stop {found.key}`"
-        )
     if found is not None and not request.new:
         return found
     attempt += 1 if found is not None else 0

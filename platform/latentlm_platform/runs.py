@@ -126,6 +126,21 @@ def reap() -> list[RunRecord]:
 
 
 @contextmanager
+def claimed(record: RunRecord) -> Iterator[None]:
+    """Drive a run alone: a second driver, even one started at the same moment, is refused."""
+    record.folder.mkdir(parents=True, exist_ok=True)
+    with (record.folder / ".driver.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"run {record.key} ({record.name}) is already running; watch it with"
+                f" `latentlm status {record.key}` or end it with `latentlm stop {record.key}`"
+            ) from error
+        yield
+
+
+@contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; another run that shares the artifact waits its turn."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -120,6 +120,7 @@ def make_latents(context: StageContext, codec: Artifact) -> Artifact:
     key = key_of("latents", digests, *parts, held_out_seed)
     artifact = Artifact("latents", key, lineage={"codec": codec.key, "corpus": digests[0]})
     cache = latent_cache(experiment, artifact)
+    total = sum(sum(split.chunk_sizes) for split in context.splits)
     with building("latents", key) as finished:
         summary = cache.summary()
         if finished is None or summary is None:
@@ -127,10 +128,8 @@ def make_latents(context: StageContext, codec: Artifact) -> Artifact:
             encoding = EncodingPass(
                 context.splits, codec.folder / "codec", cache, experiment.latents, kept
             )
-            total = sum(sum(split.chunk_sizes) for split in context.splits)
             with Bar("encoding", total=total, unit="image") as bar:
                 summary = encoding.run(on_progress=lambda done, _: bar.reach(done))
-            _refuse_bad_corpus(corpus, summary, total)
             cache.commit(summary)
             seconds = time.monotonic() - started
             moments = moments_from(summary["moments"])
@@ -140,11 +139,12 @@ def make_latents(context: StageContext, codec: Artifact) -> Artifact:
         else:
             artifact = _reused(context, finished)
             moments = moments_from(summary["moments"])
-    net.set_statistics(
-        mean=moments.latent_mean(), std=moments.latent_std(experiment.codec.variance)
-    )
-    with building("codec", codec.key):
-        save_codec(codec.folder / "codec", codec=net)
+    _refuse_bad_corpus(corpus, summary, total)
+    mean, std = moments.latent_mean(), moments.latent_std(experiment.codec.variance)
+    if (float(net.latent_mean), float(net.latent_std)) != tuple(torch.tensor([mean, std]).tolist()):
+        net.set_statistics(mean=mean, std=std)
+        with building("codec", codec.key):
+            save_codec(codec.folder / "codec", codec=net)
     _log_bad_records(context, summary["bad_records"])
     return artifact
 

@@ -94,11 +94,17 @@ class ZeroEngine:
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Inside, the model computes with its exponential average."""
-        self.average.swap()
+        self._swap()
         try:
             yield
         finally:
-            self.average.swap()
+            self._swap()
+
+    def _swap(self) -> None:
+        # ZeRO-3 keeps small parameters gathered between steps: without letting go of them first,
+        # a forward pass would not see that their shards have changed
+        self.engine.empty_partition_cache()
+        self.average.swap()
 
     def whole_weights(self) -> dict[str, Tensor]:
         """The full state on every rank, gathered where it is sharded; copies, on the CPU."""

@@ -93,6 +93,13 @@ class Prepared(NamedTuple):
     training: ModelTraining
 
 
+class Reference(NamedTuple):
+    """One worker at stage 0, never interrupted: its folder and the loss of every step."""
+
+    folder: Path
+    losses: dict[int, float]
+
+
 @pytest.fixture(scope="module")
 def prepared(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("training")
@@ -148,28 +155,44 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def reference(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    how, losses = train(prepared, tmp_path_factory.mktemp("reference"))
+def reference(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    folder = tmp_path_factory.mktemp("reference")
+    how, losses = train(prepared, folder)
     assert how == "finished"
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert losses[STEPS] < 0.95 * losses[1], "a model that does not learn proves nothing"
-    return losses
+    return Reference(folder, losses)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_and_any_stage_follow_one_worker(
-    prepared: Prepared, reference: dict[int, float], tmp_path: Path, stage: int
+    prepared: Prepared, reference: Reference, tmp_path: Path, stage: int
 ) -> None:
     accumulation = 2 if stage == 2 else 1
     _, losses = train(
         prepared, tmp_path, workers=2, zero={"stage": stage}, accumulation=accumulation
     )
     for step in range(1, STEPS + 1):
-        assert losses[step] == pytest.approx(reference[step], rel=1e-3)
+        assert losses[step] == pytest.approx(reference.losses[step], rel=1e-3)
+    assert_same_average(tmp_path, reference.folder)
+
+
+def assert_same_average(folder: Path, other: Path) -> None:
+    """Exports and validation losses, both of the averaged weights, agree."""
+    mine, theirs = (torch.load(f / "weights.pt", weights_only=True) for f in (folder, other))
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-2, atol=1e-3)
+    assert validation_losses(folder) == pytest.approx(validation_losses(other), rel=1e-3)
+
+
+def validation_losses(folder: Path) -> list[float]:
+    entries, _ = Journal(folder / "journal.jsonl").read_from(0)
+    return [e.metrics["validation_loss"] for e in entries if "validation_loss" in e.metrics]
 
 
 def test_a_killed_worker_changes_nothing(
-    prepared: Prepared, reference: dict[int, float], tmp_path: Path
+    prepared: Prepared, reference: Reference, tmp_path: Path
 ) -> None:
     killed: list[int] = []
 
@@ -184,11 +207,11 @@ def test_a_killed_worker_changes_nothing(
     assert int((tmp_path / "worker-0.pid").read_text()) != killed[0]
     assert how == "finished"
     for step in range(1, STEPS + 1):
-        assert losses[step] == pytest.approx(reference[step], rel=1e-6)
+        assert losses[step] == pytest.approx(reference.losses[step], rel=1e-6)
 
 
 def test_a_stopped_run_goes_on_where_it_was(
-    prepared: Prepared, reference: dict[int, float], tmp_path: Path
+    prepared: Prepared, reference: Reference, tmp_path: Path
 ) -> None:
     def stop(journal: Journal) -> None:
         if journal.read_from(0)[0]:
@@ -203,15 +226,15 @@ def test_a_stopped_run_goes_on_where_it_was(
     how, losses = train(prepared, tmp_path)
     assert how == "finished"
     for step in range(1, STEPS + 1):
-        assert losses[step] == pytest.approx(reference[step], rel=1e-6)
+        assert losses[step] == pytest.approx(reference.losses[step], rel=1e-6)
 
 
 def test_encoding_on_the_way_equals_the_cache(
-    prepared: Prepared, reference: dict[int, float], tmp_path: Path
+    prepared: Prepared, reference: Reference, tmp_path: Path
 ) -> None:
     _, losses = train(prepared, tmp_path, mode="streamed")
     for step in range(1, STEPS + 1):
-        assert losses[step] == pytest.approx(reference[step], rel=1e-4)
+        assert losses[step] == pytest.approx(reference.losses[step], rel=1e-4)
 
 
 UNCHECKED = """
