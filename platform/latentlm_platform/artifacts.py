@@ -17,6 +17,7 @@ from latentlm_platform.home import artifacts_folder
 from latentlm_platform.runs import exclusive
 
 KEY_DIGITS = 16
+ARTIFACT_VERSION = 1  # raise it with any change to what a stage computes from equal settings
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Artifact:
 
 def key_of(*parts: Any) -> str:
     """A short hash of JSON-serialisable parts, the same for the same contents."""
-    text = json.dumps(parts, sort_keys=True, default=str)
+    text = json.dumps([ARTIFACT_VERSION, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 

@@ -76,7 +76,6 @@ def prepare_process(*, verbose: bool) -> None:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -90,7 +89,7 @@ def worker_environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "PATH": os.environ.get("PATH", ""),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who was given no GPU sees none
     }
 
 

@@ -13,11 +13,13 @@ from latentlm.media import encode_png, tile_images
 from latentlm.metrics.reconstruction import psnr, ssim
 from latentlm.signals import pixels_to_signal, signal_to_pixels
 from latentlm_platform.corpora.class_images import Decoded
+from latentlm_platform.errors import UserError
 from latentlm_platform.splits import Split
 
 SCORED_IMAGES = 512
 SHOWN_IMAGES = 10
 BATCH = 64
+SPREAD_CHUNKS = 16
 INJECTED_SIGMAS = (0.0, 0.25, 0.5, 1.0, 2.0)
 COLLAPSED_STD = 0.1  # of μ over the corpus; a channel below it hardly says anything
 
@@ -72,20 +74,22 @@ def latent_health(codec: ImageViTCodec, moments: LatentMoments) -> dict[str, flo
     } | {f"latent_mu_std_channel_{i}": float(std) for i, std in enumerate(channels)}
 
 
-def read_held_out(split: Split, count: int, *, skip: int = 0) -> np.ndarray:
-    """The pixels of up to `count` held-out images after the first `skip`: uint8 [n, Y, X, C]."""
-    pixels, _ = read_labelled(split, count, skip=skip)
-    return pixels
+def read_held_out(split: Split, count: int) -> np.ndarray:
+    """The pixels of up to `count` held-out images: uint8 [n, Y, X, C]."""
+    return read_labelled(split, count)[0]
 
 
-def read_labelled(split: Split, count: int, *, skip: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels uint8 [n, Y, X, C], labels int64 [n]) of the split's first good images."""
-    images: list[Decoded] = []
-    for chunk in range(len(split.chunk_sizes)):
-        if len(images) >= skip + count:
-            break
-        images += [s for s in split.decode_chunk(chunk) if isinstance(s, Decoded)]
-    images = images[skip : skip + count]
+def read_labelled(split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels uint8 [n, Y, X, C], labels int64 [n]) of up to `count` images, always the same ones.
+
+    They come from chunks all over the split, shuffled, since a corpus may be sorted by class.
+    """
+    generator = np.random.default_rng([split.seed, 3])
+    chunks = [c for c in generator.permutation(len(split.chunk_sizes)) if split.chunk_sizes[c]]
+    chunks = chunks[: max(SPREAD_CHUNKS, -(-count // min(split.chunk_sizes[c] for c in chunks)))]
+    signals = [s for chunk in chunks for s in split.decode_chunk(int(chunk))]
+    images = [s for s in signals if isinstance(s, Decoded)]
+    images = [images[i] for i in generator.permutation(len(images))[:count]]
     if not images:
-        raise ValueError(f"{split.index.source} has no readable held-out image after {skip}")
+        raise UserError(f"no held-out image of {split.index.source} can be read", exit_code=1)
     return np.stack([i.pixels for i in images]), np.array([i.label for i in images], np.int64)

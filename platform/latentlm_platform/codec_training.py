@@ -118,6 +118,7 @@ class CodecWorker:
     def run(self) -> None:
         """Train to the last step or to a requested stop, then score on held-out images."""
         how = "finished"
+        self.clock = time.perf_counter()  # a step's time includes its wait for data
         for signal, noise in self._batches():
             stop = self._train_step(signal, noise)
             last = self.step == self.settings.steps
@@ -162,7 +163,6 @@ class CodecWorker:
             yield pixels_to_signal(pixels), noise
 
     def _train_step(self, signal: Tensor, noise: RowNoise) -> bool:
-        started = time.perf_counter()
         rate = learning_rate_at(self.step, self.settings.steps, self.settings.optimizer)
         reconstruction, posterior, _ = self.parallel(signal, noise=noise)
         self.critic.requires_grad_(False)
@@ -183,7 +183,7 @@ class CodecWorker:
             )
             self._move(1, critic, rate)
         self.step += 1
-        return self._journal_step(terms, critic, norm=norm, rate=rate, started=started)
+        return self._journal_step(terms, critic, norm=norm, rate=rate)
 
     def _move(self, index: int, loss: Tensor, learning_rate: float) -> Tensor:
         """Backward and one optimizer step; the gradient norm before clipping."""
@@ -199,7 +199,7 @@ class CodecWorker:
         return norm
 
     def _journal_step(
-        self, terms: CodecTerms, critic: Tensor, *, norm: Tensor, rate: float, started: float
+        self, terms: CodecTerms, critic: Tensor, *, norm: Tensor, rate: float
     ) -> bool:
         """Write the step's means over ranks; whether a stop was asked for."""
         stop = float(self.rank == 0 and stop_requested(self.training.folder))
@@ -218,8 +218,9 @@ class CodecWorker:
             metrics = dict(zip(names, means, strict=True)) | {
                 "learning_rate": rate,
                 "gradient_norm": float(norm),
-                "images_per_s": self.settings.batch_size / (time.perf_counter() - started),
+                "images_per_s": self.settings.batch_size / (time.perf_counter() - self.clock),
             }
+            self.clock = time.perf_counter()
             self.journal.write(step=self.step, metrics=metrics)
         return stops > 0
 

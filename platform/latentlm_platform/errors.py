@@ -16,3 +16,13 @@ class UserError(Exception):
         super().__init__(sentence)
         self.exit_code = exit_code
         self.report = report or {}
+
+
+def own_error(error: BaseException) -> UserError | None:
+    """The UserError that a Ray task's or a Ray Data task's error wraps, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError) and not hasattr(seen, "cause"):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None

@@ -27,6 +27,7 @@ from latentlm_platform.experiment import Evaluate, Experiment
 from latentlm_platform.home import artifacts_folder
 from latentlm_platform.splits import Splits
 
+JUDGED_SETTINGS = {"held_out_fraction", "layout", "max_pixels", "image_column", "label_column"}
 GRID_ROWS = 8
 GRID_COLUMNS = 10
 Progress = Callable[[int, int], None]
@@ -104,7 +105,9 @@ class Evaluator:
         about = (corpus.image_size, corpus.channels, corpus.classes, self.experiment.seed)
         items, epochs = self.settings.classifier_items, self.settings.classifier_epochs
         digests = [split.index.digest for split in self.splits]
-        key = key_of("judge", digests, about, items, epochs)
+        order = (corpus.chunk_records, corpus.shuffle_window_chunks)
+        parts = corpus.model_dump(mode="json", include=JUDGED_SETTINGS)
+        key = key_of("judge", digests, about, items, epochs, order, parts)
         arguments = {"epochs": epochs, "items": items, "seed": self.experiment.seed}
         task = ray.remote(shared_judge).options(num_cpus=1)
         return task.remote(artifacts_folder("judge") / key, self.splits, **arguments)
@@ -114,9 +117,8 @@ class Evaluator:
         held_out = self.splits.held_out
         wanted = min(2 * self.settings.images, sum(held_out.chunk_sizes))
         pixels = read_held_out(held_out, wanted)
-        # interleaved, so that both halves hold every class even where the corpus is sorted
         half = len(pixels) // 2
-        first, second = pixels[: 2 * half : 2], pixels[1 : 2 * half : 2]
+        first, second = pixels[:half], pixels[half : 2 * half]
         parts = [part for part in np.array_split(first, len(actors)) if len(part)]
         reference = [a.describe.remote(p) for a, p in zip(actors, parts, strict=False)]
         others = [part for part in np.array_split(second, len(actors)) if len(part)]

@@ -207,6 +207,12 @@ class Train(Section):
     checkpoint: Retention = Retention()
 
     def problems(self) -> Iterator[Problem]:
+        if self.validation_items < self.workers:
+            yield (
+                "validation_items",
+                f"{self.validation_items} is fewer than train.workers = {self.workers};"
+                f" give {self.workers} or more",
+            )
         parts = self.workers * self.accumulation
         if self.batch_size % parts:
             down, up = self.batch_size // parts * parts, (self.batch_size // parts + 1) * parts
@@ -221,7 +227,9 @@ class Train(Section):
 class Evaluate(Section):
     """Generated images against held-out ones."""
 
-    images: Positive = Field(1000, description="Images generated for each CFG scale.")
+    images: Annotated[int, Field(ge=2)] = Field(
+        1000, description="Images generated for each CFG scale."
+    )
     cfg_scales: tuple[Weight, ...] = Field(
         (), description="Scored in one pass beside sample.cfg_scale."
     )

@@ -7,6 +7,7 @@ true at every moment, and ends them as the run ended: FINISHED, FAILED or KILLED
 import contextlib
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,19 +16,22 @@ from typing import Any, NoReturn
 
 from latentlm_platform import stages
 from latentlm_platform.arithmetic import cluster_resources, cpu_problems
-from latentlm_platform.artifacts import Artifact
+from latentlm_platform.artifacts import Artifact, read_artifact
 from latentlm_platform.cluster import connected
 from latentlm_platform.corpora.named import ensure
-from latentlm_platform.errors import UserError
+from latentlm_platform.errors import UserError, own_error
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key, resolved_yaml, source_text
 from latentlm_platform.provenance import collect
 from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.splits import Splits, open_splits, survey
 from latentlm_platform.tracking import Status as Ended
-from latentlm_platform.tracking import TrackedRun, Tracker, open_tracker
+from latentlm_platform.tracking import TrackedRun, Tracker, kill_orphans, open_tracker
+from latentlm_platform.worker_group import take_stop
 
 STAGES = ("codec", "latents", "model", "evaluation")
+HOPELESS = 0.5  # bad share of a sample at which nothing is begun; the exact count comes later
+SMALLEST_HELD_OUT = 4  # two halves with a covariance each
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,6 +45,8 @@ class Request:
     until: str = STAGES[-1]
     new: bool = False
     verbose: bool = False
+    named: RunRecord | None = None  # resume this very repetition
+    trained: RunRecord | None = None  # evaluate the model of this run, train nothing
 
 
 def execute(request: Request) -> RunRecord:
@@ -64,6 +70,8 @@ def _drive(request: Request, record: RunRecord) -> RunRecord:
         run_id=parent.run_id,
         tracking_uri=tracker.uri,
         started_s=now_s(),
+        ended_s=0.0,
+        metrics={},
         error="",
     )
     with _ending(record, parent, tracker), parent.system_metrics(), _terminable():
@@ -75,21 +83,42 @@ def _run_stages(request: Request, record: RunRecord, tracker: Tracker, parent: T
     experiment = request.experiment
     stages.check_initial_weights(experiment)
     splits = _open_corpus(experiment, parent)
-    context = stages.StageContext(experiment, record.attempt, splits, tracker, parent, say)
-    done: dict[str, Artifact] = {}
-    with connected(experiment.cluster, verbose=request.verbose):
-        for stage in STAGES[: STAGES.index(request.until) + 1]:
+    context = stages.StageContext(
+        experiment, record.key, record.attempt, splits, tracker, parent, say
+    )
+    done = _trained_artifacts(request.trained)
+    # ray.init takes SIGTERM for itself: ours is set again after it
+    with connected(experiment.cluster, verbose=request.verbose), _terminable():
+        for stage in STAGES[len(done) : STAGES.index(request.until) + 1]:
             say(f"{stage} …")
             record = record.changed(stage=stage)
             done[stage] = _perform(stage, context, done)
             parent.set_tags({f"latentlm.{stage}": done[stage].key})
-            record = record.changed(artifacts={s: artifact.key for s, artifact in done.items()})
+            record = record.changed(
+                artifacts={s: artifact.key for s, artifact in done.items()},
+                metrics=record.metrics | done[stage].metrics,
+            )
+            if take_stop(done[stage].folder):
+                raise stages.Stopped(f"stopped after the stage {stage}")
     metrics = {name: v for artifact in done.values() for name, v in artifact.metrics.items()}
     for stage, artifact in done.items():
         metrics[f"{stage}_seconds"] = artifact.seconds
     metrics["run_seconds"] = now_s() - record.started_s
     parent.log_metrics(metrics)
     record.changed(metrics=metrics)
+
+
+def _trained_artifacts(trained: RunRecord | None) -> dict[str, Artifact]:
+    """The artifacts before evaluation of a run that is only evaluated again."""
+    if trained is None:
+        return {}
+    found = {s: read_artifact(s, trained.artifacts.get(s, "")) for s in STAGES[:-1]}
+    missing = [stage for stage, artifact in found.items() if artifact is None]
+    if missing:
+        raise UserError(
+            f"run {trained.key} has no finished {missing[0]}: `latentlm resume {trained.key}`"
+        )
+    return {stage: artifact for stage, artifact in found.items() if artifact is not None}
 
 
 def _perform(stage: str, context: stages.StageContext, done: dict[str, Artifact]) -> Artifact:
@@ -104,7 +133,11 @@ def _perform(stage: str, context: stages.StageContext, done: dict[str, Artifact]
 
 def _open_record(request: Request) -> RunRecord:
     """The newest repetition of this experiment, or a new one."""
+    if request.named is not None:
+        return request.named
     base = experiment_key(request.experiment)
+    if request.trained is not None and request.trained.attempt > 1:
+        base = f"{base}-of-{request.trained.key}"
     attempt = 1
     while read_run(_attempt_key(base, attempt + 1)) is not None:
         attempt += 1
@@ -138,6 +171,7 @@ def _refuse_what_does_not_fit(experiment: Experiment) -> None:
 def _open_parent(tracker: Tracker, record: RunRecord, request: Request) -> TrackedRun:
     """The run's MLflow parent: the same one when the run goes on, so that no history is doubled."""
     if record.run_id and record.tracking_uri == tracker.uri:
+        kill_orphans(tracker.uri, [record.run_id])  # children that a dead driver left
         parent = tracker.reopen(record.run_id)
         parent.set_tags({"latentlm.resumed_at_s": round(now_s())})
         return parent
@@ -169,13 +203,14 @@ def _open_corpus(experiment: Experiment, parent: TrackedRun) -> Splits:
     splits = open_splits(corpus, seed=experiment.seed)
     index = splits.train.index
     seen, bad = survey(splits.train)
-    if len(bad) > corpus.max_bad_fraction * seen:
+    if len(bad) > max(HOPELESS, corpus.max_bad_fraction) * seen:
         raise UserError(
             f"{len(bad)} of {seen} records sampled from {corpus.source} cannot be used (first:"
-            f" {bad[0].key}: {bad[0].reason}), more than corpus.max_bad_fraction ="
-            f" {corpus.max_bad_fraction:g}; repair the corpus or raise it",
+            f" {bad[0].key}: {bad[0].reason}), far more than corpus.max_bad_fraction"
+            f" = {corpus.max_bad_fraction:g}; repair the corpus",
             exit_code=1,
         )
+    _require_held_out(experiment, splits)
     parent.log_corpus(
         corpus.source,
         digest=index.digest,
@@ -189,6 +224,16 @@ def _open_corpus(experiment: Experiment, parent: TrackedRun) -> Splits:
     return splits
 
 
+def _require_held_out(experiment: Experiment, splits: Splits) -> None:
+    held_out = sum(splits.held_out.chunk_sizes)
+    wanted = max(SMALLEST_HELD_OUT, experiment.train.workers)
+    if held_out < wanted:
+        raise UserError(
+            f"{held_out} images of {experiment.corpus.source} are held out, fewer than {wanted}:"
+            " raise corpus.held_out_fraction or name corpus.held_out_source"
+        )
+
+
 @contextlib.contextmanager
 def _ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator[None]:
     """End the record and its MLflow run as the body ends."""
@@ -197,7 +242,7 @@ def _ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator
     try:
         yield
         status = "FINISHED"
-    except (stages.Stopped, KeyboardInterrupt) as stop:
+    except (stages.Stopped, KeyboardInterrupt, SystemExit) as stop:
         status, error = "KILLED", str(stop) or "interrupted"
         raise UserError(
             f"{error}; go on with: latentlm resume {record.key}",
@@ -210,16 +255,26 @@ def _ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator
         raise
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
-        raise
+        own = own_error(failure)
+        if own is None:
+            traceback.print_exc()
+        if own is not None:
+            own.report |= {"status": "FAILED", "run_id": parent.run_id, "key": record.key}
+        raise own or UserError(
+            f"{error} (a fault of ours; the trace is above)",
+            exit_code=1,
+            report={"status": "FAILED", "run_id": parent.run_id, "key": record.key},
+        ) from failure
     finally:
-        newest = read_run(record.key) or record
-        replace(newest, status=status, error=error, ended_s=now_s()).save()
+        # MLflow first: while the record still reads RUNNING, a driver that dies here is reaped
         if error:
             parent.set_tags({"latentlm.error": error})
         parent.finish(status)
         lost = tracker.close()
         if lost:
             say(lost)
+        newest = read_run(record.key) or record
+        replace(newest, status=status, error=error, ended_s=now_s()).save()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """A corpus divided into what is trained on and what is held out, read chunk by chunk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal, NamedTuple
@@ -22,6 +22,7 @@ from latentlm_platform.ordering import IntArray, Rows, held_out_rows
 
 Part = Literal["all", "train", "held_out"]
 SURVEY_CHUNKS = 8
+SURVEY_RECORDS = 32
 
 
 class Signals(NamedTuple):
@@ -59,9 +60,9 @@ class Split:
         held = held_out_rows(seed=self.seed, chunk=chunk, size=size, fraction=fraction)
         return held if self.part == "held_out" else np.setdiff1d(np.arange(size), held)
 
-    def decode_chunk(self, chunk: int) -> list[Decoded | BadRecord]:
-        """Every record of the chunk that belongs to this split, decoded or with its fault."""
-        wanted = set(self.rows_of(chunk).tolist())
+    def decode_chunk(self, chunk: int, *, limit: int | None = None) -> list[Decoded | BadRecord]:
+        """The chunk's records (the first `limit`) in this split, decoded or with their fault."""
+        wanted = set(self.rows_of(chunk)[:limit].tolist())
         records = enumerate(self.index.read_chunk(chunk))
         return [decode_record(r, corpus=self.corpus) for i, r in records if i in wanted]
 
@@ -85,20 +86,23 @@ class Split:
         def decode(position: int) -> Decoded | BadRecord:
             return decode_record(records[int(members[position])], corpus=self.corpus)
 
-        return [self._next_good(decode, chunk, start=int(row), size=len(members)) for row in wanted]
+        def next_good(row: int) -> Decoded | None:
+            places = ((row + step) % len(members) for step in range(len(members)))
+            return next((s for s in map(decode, places) if isinstance(s, Decoded)), None)
 
-    def _next_good(
-        self, decode: Callable[[int], Decoded | BadRecord], chunk: int, *, start: int, size: int
-    ) -> Decoded:
-        for step in range(size):
-            signal = decode((start + step) % size)
-            if isinstance(signal, Decoded):
-                return signal
-        raise UserError(
-            f"none of the {size} images of chunk {chunk} of {self.index.source} can be read:"
-            " remove the damaged part of the corpus",
-            exit_code=1,
-        )
+        found = [next_good(int(row)) for row in wanted]
+        good = [signal for signal in found if signal is not None]
+        return good if len(good) == len(found) else self._stand_ins(chunk, len(found))
+
+    def _stand_ins(self, chunk: int, count: int) -> list[Decoded]:
+        """Images of the next chunk that has good ones, for a chunk that has none."""
+        chunks = len(self.chunk_sizes)
+        for step in range(1, chunks):
+            signals = self.decode_chunk((chunk + step) % chunks)
+            good = [signal for signal in signals if isinstance(signal, Decoded)]
+            if good:
+                return [good[i % len(good)] for i in range(count)]
+        raise UserError(f"no image of {self.index.source} can be read", exit_code=1)
 
 
 class Splits(NamedTuple):
@@ -126,8 +130,12 @@ def open_splits(corpus: Corpus, *, seed: int) -> Splits:
 
 
 def survey(split: Split) -> tuple[int, list[BadRecord]]:
-    """Decode a few chunks spread over the split: (records seen, the bad ones)."""
+    """Decode some records of chunks spread over the split: (records seen, the bad ones)."""
     count = len(split.chunk_sizes)
     chosen: Sequence[int] = np.unique(np.linspace(0, count - 1, SURVEY_CHUNKS).astype(int)).tolist()
-    signals = [signal for chunk in chosen for signal in split.decode_chunk(chunk)]
-    return len(signals), [s for s in signals if isinstance(s, BadRecord)]
+    seen, bad = 0, []
+    for chunk in chosen:
+        signals = split.decode_chunk(chunk, limit=SURVEY_RECORDS)
+        seen += len(signals)
+        bad += [signal for signal in signals if isinstance(signal, BadRecord)]
+    return seen, bad

@@ -47,6 +47,7 @@ class StageContext:
     """What every stage of one run needs."""
 
     experiment: Experiment
+    run_key: str
     attempt: int
     splits: Splits
     tracker: Tracker
@@ -55,7 +56,8 @@ class StageContext:
 
     def key(self, *parts: Any) -> str:
         """A stage's key: what it depends on, the seed, and which repetition this is."""
-        return key_of(*parts, self.experiment.seed, self.attempt)
+        repetition = self.run_key if self.attempt > 1 else ""
+        return key_of(*parts, self.experiment.seed, repetition)
 
     @contextlib.contextmanager
     def child(self, kind: str, title: str) -> Iterator[TrackedRun]:
@@ -176,7 +178,6 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
         cache = latent_cache(experiment, latents)
         summary = cache.summary() or {}
         sizes = {split: tuple(rows) for split, rows in summary["rows"].items()}
-        _require_held_out(experiment, sizes)
         training = ModelTraining(
             key, experiment, artifact.folder, codec.folder / "codec", cache, context.splits, sizes
         )
@@ -304,7 +305,7 @@ class _Follower:
         self.journal, self.pictures, self.run = journal, pictures, run
         self.offset = self.step = 0
         self.notes: dict[str, float] = {}
-        self.shown = {path.name for path in pictures.glob("*.png")}
+        self.shown: set[str] = set()  # a resumed stage shows them again, in its own MLflow run
 
     def follow(self, bar: Bar) -> None:
         entries, self.offset = self.journal.read_from(self.offset)
@@ -363,15 +364,6 @@ def _log_bad_records(context: StageContext, bad: list[dict[str, str]]) -> None:
     if bad:
         context.say(f"  {len(bad)} unreadable records were skipped; see bad_records.json in MLflow")
         context.parent.log_table(bad, "bad_records.json")
-
-
-def _require_held_out(experiment: Experiment, sizes: dict[str, tuple[int, ...]]) -> None:
-    held_out, workers = sum(sizes["held_out"]), experiment.train.workers
-    if held_out < workers:
-        raise UserError(
-            f"{held_out} images are held out, fewer than train.workers = {workers}: raise"
-            " corpus.held_out_fraction or name corpus.held_out_source"
-        )
 
 
 def _last_metrics(journal: Path) -> dict[str, float]:

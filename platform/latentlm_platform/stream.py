@@ -169,6 +169,7 @@ def quieten_data() -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     context.print_on_execution_start = False
     if _Pace not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(_Pace)

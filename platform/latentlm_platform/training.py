@@ -105,7 +105,7 @@ class ModelWorker:
         self.flops_per_item = flops_per_item(settings, self.train.timesteps_per_token)
         self.engine = self._start_engine()
         self.journal = Journal(training.folder / "journal.jsonl")
-        self.validation_loss: float | None = None
+        self.validation_loss, self.validated = math.nan, -1
         self.step = self._restore()
 
     def _start_engine(self) -> ZeroEngine:
@@ -141,7 +141,6 @@ class ModelWorker:
                 exit_code=1,
             )
         self.engine.restore(found.folder)
-        self.validation_loss = found.facts["validation_loss"]
         if self.rank == 0:
             self.journal.truncate_after(found.step)
         return found.step
@@ -150,6 +149,7 @@ class ModelWorker:
         """Train to the last step or to a requested stop; the first rank notes which it was."""
         how = "finished"
         batches = self._micro_batches()
+        self.clock = time.perf_counter()  # a step's time includes its wait for data
         while self.step < self.train.steps:
             micro = [next(batches) for _ in range(self.train.accumulation)]
             stop = self._train_step(micro)
@@ -203,7 +203,6 @@ class ModelWorker:
 
     def _train_step(self, micro_batches: list[LatentBatch]) -> bool:
         """One optimizer step; whether a stop was asked for."""
-        started = time.perf_counter()
         learning_rate = learning_rate_at(self.step, self.train.steps, self.train.optimizer)
         wishes = [
             float(sum(batch.latents_BNZ.shape[0] for batch in micro_batches)),
@@ -221,8 +220,9 @@ class ModelWorker:
         self.step += 1
         self._check_finite(float(reduced[0] / reduced[1]), self.engine.gradient_norm())
         if self.rank == 0:
-            elapsed = time.perf_counter() - started
-            self._journal_step(reduced, learning_rate, items=items, elapsed=elapsed)
+            now = time.perf_counter()
+            self._journal_step(reduced, learning_rate, items=items, elapsed=now - self.clock)
+            self.clock = now
         return stop > 0
 
     def _loss(self, batch: LatentBatch, *, label_dropout: float | None = None) -> LossTerms:
@@ -237,7 +237,7 @@ class ModelWorker:
 
     def _check_finite(self, loss: float, gradient_norm: float) -> None:
         # the reduced loss is the same number on all ranks, so all of them end here together
-        if not math.isfinite(loss) or math.isinf(gradient_norm):
+        if not math.isfinite(loss) or not math.isfinite(gradient_norm):
             raise UserError(
                 f"the loss is {loss} (gradient norm {gradient_norm}) at step {self.step};"
                 " the last checkpoint is intact: lower train.optimizer.learning_rate",
@@ -268,7 +268,7 @@ class ModelWorker:
                 sums.add(self._loss(batch, label_dropout=0.0))
             self._show_samples()
         reduced = self._summed(sums.vector())
-        self.validation_loss = float(reduced[0] / reduced[1])
+        self.validation_loss, self.validated = float(reduced[0] / reduced[1]), self.step
         if self.rank == 0:
             self.journal.write(step=self.step, metrics={"validation_loss": self.validation_loss})
 
@@ -299,7 +299,8 @@ class ModelWorker:
             partial.rename(partial.with_suffix(".png"))
 
     def _held_out(self) -> Iterator[LatentBatch]:
-        order = SampleOrder(self.training.cached_sizes["held_out"], 0, 1, shuffled=False)
+        sizes = self.training.cached_sizes["held_out"]
+        order = SampleOrder(sizes, seed=self.experiment.seed, window_chunks=len(sizes))
         usable = min(self.train.validation_items, order.epoch_length)
         share = usable // self.workers
         start, size = self.rank * share, self.share.micro_batch_size
@@ -327,7 +328,7 @@ class ModelWorker:
                 "samples_consumed": self.step * self.train.batch_size,
                 "workers": self.workers,
                 "zero_stage": self.train.zero.stage,
-                "validation_loss": self.validation_loss,
+                "validation_loss": self.validation_loss if self.validated == self.step else None,
             }
             checkpoints.commit(partial, facts)
             kept = self.train.checkpoint

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentlm_platform.errors import UserError
+from latentlm_platform.errors import UserError, own_error
 
 POLL_S = 0.5
+FAILURE_GRACE_S = 20.0
 WorkerFunction = Callable[[dict[str, Any]], None]
 
 
@@ -57,8 +58,10 @@ class WorkerGroup:
         return self._end(errors[0] if errors else None)
 
     def _wait(self, ended: threading.Event, on_poll: Callable[[], None]) -> None:
-        interrupts = 0
-        while not ended.is_set():
+        interrupts, grace = 0, FAILURE_GRACE_S
+        while not ended.is_set() and grace > 0:
+            if (self.folder / "failure.json").exists():
+                grace -= POLL_S  # other ranks may wait for the one that failed
             try:
                 ended.wait(POLL_S)
                 on_poll()
@@ -123,9 +126,12 @@ class _Worker:
         (folder / f"worker-{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
         try:
             self.function(job)
-        except UserError as error:
+        except Exception as error:
+            own = own_error(error)
+            if own is None:
+                raise
             # a restart would meet the same end: leave the sentence and finish without retries
-            _write(folder / "failure.json", json.dumps({"sentence": str(error)}))
+            _write(folder / "failure.json", json.dumps({"sentence": str(own)}))
 
 
 def request_stop(folder: Path) -> None:
@@ -137,6 +143,13 @@ def request_stop(folder: Path) -> None:
 def stop_requested(folder: Path) -> bool:
     """Whether these workers were asked to end."""
     return (folder / "stop").exists()
+
+
+def take_stop(folder: Path) -> bool:
+    """Whether a stop was asked for that came too late to interrupt; asked once."""
+    stopped = stop_requested(folder)
+    (folder / "stop").unlink(missing_ok=True)
+    return stopped
 
 
 def note_end(folder: Path, how: str) -> None:

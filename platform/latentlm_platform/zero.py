@@ -6,6 +6,7 @@ optimizer is torch's AdamW, which nothing has to be compiled for.
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class ZeroEngine:
         quieten_deepspeed()
         import deepspeed
 
-        self.accumulation = accumulation
+        self.stage, self.clip_norm = stage, optimizer.clip_norm or math.inf
+        self.norm = math.nan
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(
             model=model,
@@ -48,7 +50,7 @@ class ZeroEngine:
             config={
                 "train_micro_batch_size_per_gpu": micro_batch_size,
                 "gradient_accumulation_steps": accumulation,
-                "gradient_clipping": optimizer.clip_norm or 0.0,
+                "gradient_clipping": optimizer.clip_norm or 0.0 if stage else 0.0,
                 "zero_optimization": {"stage": stage, "overlap_comm": False},
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 10**9,
@@ -68,14 +70,18 @@ class ZeroEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         boundary = self.engine.is_gradient_accumulation_boundary()
+        if boundary and self.stage == 0:  # where DeepSpeed itself neither measures the norm
+            parameters = self.engine.module.parameters()
+            self.norm = float(nn.utils.clip_grad_norm_(parameters, self.clip_norm))
         self.engine.step()
         if boundary:
             self.average.update()
+            if self.stage:
+                self.norm = float(self.engine.get_global_grad_norm())
 
     def gradient_norm(self) -> float:
         """The global norm before clipping, of the last step."""
-        norm = self.engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return self.norm
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint; every rank calls it."""

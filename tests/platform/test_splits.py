@@ -60,7 +60,21 @@ def test_an_unreadable_image_is_replaced_and_counted(
     assert (seen, surveyed) == (30, bad)
 
 
-def test_a_chunk_without_a_good_image_is_one_sentence(
+def test_a_chunk_without_a_good_image_is_stood_in_for_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_class_folders(tmp_path / "corpus", classes=2, images_a_class=20, size=8)
+    train = opened(tmp_path, monkeypatch).train
+    for signal in train.decode_chunk(1):
+        (folder / signal.key).write_bytes(b"no image")
+    train = opened(tmp_path, monkeypatch).train
+    assert all(isinstance(signal, BadRecord) for signal in train.decode_chunk(1))
+    rows = SampleOrder(train.chunk_sizes, seed=0, window_chunks=1, shuffled=False).rows(6, 12)
+    assert set(rows.chunks.tolist()) == {1}
+    assert len(train.decode_rows(rows).pixels) == 6
+
+
+def test_a_corpus_without_a_good_image_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_class_folders(tmp_path / "corpus", classes=2, images_a_class=8, size=8)
@@ -68,7 +82,7 @@ def test_a_chunk_without_a_good_image_is_one_sentence(
         path.write_bytes(b"no image")
     train = opened(tmp_path, monkeypatch).train
     order = SampleOrder(train.chunk_sizes, seed=0, window_chunks=1)
-    with pytest.raises(UserError, match="none of the 6 images of chunk"):
+    with pytest.raises(UserError, match="can be read"):
         train.decode_rows(order.rows(0, 4))
 
 

@@ -4,6 +4,7 @@ Every test trains the same tiny model on the same cached latents and compares lo
 of one worker at stage 0, uninterrupted.
 """
 
+import json
 import os
 import pickle
 import signal
@@ -164,14 +165,24 @@ def reference(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> R
     return Reference(folder, losses)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.fixture(scope="module")
+def two_ranks(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Two ranks at stage 1, never interrupted."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    _, losses = train(prepared, folder, workers=2, zero={"stage": 1})
+    return Reference(folder, losses)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_and_any_stage_follow_one_worker(
-    prepared: Prepared, reference: Reference, tmp_path: Path, stage: int
+    prepared: Prepared, reference: Reference, two_ranks: Reference, tmp_path: Path, stage: int
 ) -> None:
-    accumulation = 2 if stage == 2 else 1
-    _, losses = train(
-        prepared, tmp_path, workers=2, zero={"stage": stage}, accumulation=accumulation
-    )
+    if stage == 1:
+        tmp_path, losses = two_ranks
+    else:
+        parts = 2 if stage == 2 else 1
+        zero = {"stage": stage}
+        _, losses = train(prepared, tmp_path, workers=2, zero=zero, accumulation=parts)
     for step in range(1, STEPS + 1):
         assert losses[step] == pytest.approx(reference.losses[step], rel=1e-3)
     assert_same_average(tmp_path, reference.folder)
@@ -183,6 +194,7 @@ def assert_same_average(folder: Path, other: Path) -> None:
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-2, atol=1e-3)
+    assert gradient_norms(folder) == pytest.approx(gradient_norms(other), rel=2e-2)
     assert validation_losses(folder) == pytest.approx(validation_losses(other), rel=1e-3)
 
 
@@ -191,23 +203,35 @@ def validation_losses(folder: Path) -> list[float]:
     return [e.metrics["validation_loss"] for e in entries if "validation_loss" in e.metrics]
 
 
+def gradient_norms(folder: Path) -> list[float]:
+    entries, _ = Journal(folder / "journal.jsonl").read_from(0)
+    return [e.metrics["gradient_norm"] for e in entries if "gradient_norm" in e.metrics]
+
+
+def resumed_at(folder: Path) -> int:
+    """The last step that the journal says a training went on from."""
+    lines = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+    return max(line.get("truncated_after", 0) for line in lines)
+
+
 def test_a_killed_worker_changes_nothing(
-    prepared: Prepared, reference: Reference, tmp_path: Path
+    prepared: Prepared, two_ranks: Reference, tmp_path: Path
 ) -> None:
     killed: list[int] = []
 
     def kill_once(journal: Journal) -> None:
         entries, _ = journal.read_from(0)
         if entries and entries[-1].step >= 7 and not killed:
-            killed.append(int((tmp_path / "worker-0.pid").read_text()))
+            killed.append(int((tmp_path / "worker-1.pid").read_text()))
             os.kill(killed[0], signal.SIGKILL)
 
-    how, losses = train(prepared, tmp_path, on_poll=kill_once)
+    how, losses = train(prepared, tmp_path, on_poll=kill_once, workers=2, zero={"stage": 1})
     assert killed
-    assert int((tmp_path / "worker-0.pid").read_text()) != killed[0]
+    assert int((tmp_path / "worker-1.pid").read_text()) != killed[0]
     assert how == "finished"
+    assert resumed_at(tmp_path) >= 5
     for step in range(1, STEPS + 1):
-        assert losses[step] == pytest.approx(reference.losses[step], rel=1e-6)
+        assert losses[step] == pytest.approx(two_ranks.losses[step], rel=1e-6)
 
 
 def test_a_stopped_run_goes_on_where_it_was(
@@ -225,6 +249,7 @@ def test_a_stopped_run_goes_on_where_it_was(
         train(other, tmp_path)
     how, losses = train(prepared, tmp_path)
     assert how == "finished"
+    assert resumed_at(tmp_path) > 0
     for step in range(1, STEPS + 1):
         assert losses[step] == pytest.approx(reference.losses[step], rel=1e-6)
 

@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_platform.commands.results import perform
     from latentlm_platform.errors import UserError
-    from latentlm_platform.experiment_file import load_experiment
+    from latentlm_platform.experiment_file import experiment_key, load_experiment
     from latentlm_platform.pipeline import Request
     from latentlm_platform.runs import find_run, reap
 
@@ -32,9 +32,11 @@ def execute(arguments: argparse.Namespace) -> Result:
         )
     reap()
     record = find_run(arguments.run)
-    if "model_seconds" not in record.metrics:
+    unchanged = load_experiment(record.source, overrides=record.overrides)
+    if not record.key.startswith(experiment_key(unchanged)):
         raise UserError(
-            f"run {record.key} has no trained model yet; `latentlm resume {record.key}`"
+            f"{record.source} has changed since run {record.key} was started: undo the change,"
+            f" or train the new experiment with `latentlm run {record.source}`"
         )
     overrides = (*record.overrides, *arguments.overrides)
     return perform(
@@ -43,5 +45,6 @@ def execute(arguments: argparse.Namespace) -> Result:
             source=record.source,
             overrides=overrides,
             verbose=arguments.verbose,
+            trained=record,
         )
     )

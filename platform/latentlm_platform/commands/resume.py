@@ -36,6 +36,7 @@ def execute(arguments: argparse.Namespace) -> Result:
             source=record.source,
             overrides=record.overrides,
             until=record.until or STAGES[-1],
+            named=record,
             verbose=arguments.verbose,
         )
     )

@@ -9,6 +9,7 @@ Ctrl-C saves a checkpoint and says how to go on.
 """
 
 import argparse
+from pathlib import Path
 
 from latentlm_platform.commands import Result
 from latentlm_platform.commands.validate import add_overrides
@@ -34,7 +35,7 @@ def execute(arguments: argparse.Namespace) -> Result:
         return perform(
             Request(
                 experiment,
-                source=arguments.file,
+                source=str(Path(arguments.file).resolve()),
                 overrides=tuple(arguments.overrides),
                 until=arguments.until,
                 new=arguments.new,
