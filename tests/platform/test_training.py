@@ -244,7 +244,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     how, losses = train(prepared, tmp_path, on_poll=stop)
     assert how == "stopped"
     assert max(losses) < STEPS
-    other = replace(prepared, training=replace(prepared.training, key="other"))
+    other = prepared._replace(training=replace(prepared.training, key="other"))
     with pytest.raises(UserError, match="belongs to experiment k, not to other"):
         train(other, tmp_path)
     how, losses = train(prepared, tmp_path)
