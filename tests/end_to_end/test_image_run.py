@@ -195,7 +195,8 @@ def test_too_many_bad_records_end_the_run(cli: Any, experiment_file: Path) -> No
 def test_bad_input_is_one_sentence(
     cli: Any, experiment_file: Path, override: str, sentence: str, expected: int
 ) -> None:
-    extra = ("--set", "train.batch_size=64") if "workers" in override else ()
+    large = ("--set", "train.batch_size=64", "--set", "train.validation_items=64")
+    extra = large if "workers" in override else ()
     code, report = cli("run", str(experiment_file), "--set", override, *extra)
     assert code == expected
     assert report["status"] == "FAILED"
