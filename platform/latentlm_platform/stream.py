@@ -179,8 +179,8 @@ def quieten_data() -> None:
 class _Pace:
     """Ray Data's scheduling loop spins at full speed, holding the GIL, while its output is full.
 
-    A pause in every round gives the core back: measured on two cores, a codec step took 0.9 s
-    beside a spinning loop. An execution callback is Ray Data's own hook into that loop.
+    A pause in every round gives the core back. On two cores a codec step of 128 images took 0.9 s
+    before it, 0.3 s with it. An execution callback is Ray Data's own hook into that loop.
     """
 
     def before_execution_starts(self, executor: Any) -> None: ...
