@@ -6,17 +6,27 @@ They are what a YAML says and what a checkpoint stores. Nothing here imports tor
 """
 
 from latentlm.settings.codec import (
+    CodecSettings,
     DiagonalGaussianVariance,
     FixedVariance,
     HalfNormalVariance,
     ImageCodecSettings,
+    SpeechCodecSettings,
     TransformerSettings,
     VarianceSettings,
+    VectorQuantizedSettings,
 )
-from latentlm.settings.diffusion import DiffusionSettings, SamplerSettings
-from latentlm.settings.model import HeadSettings, LatentLMSettings
+from latentlm.settings.diffusion import (
+    DiffusionSettings,
+    SamplerSettings,
+    Solver,
+    TextSamplerSettings,
+)
+from latentlm.settings.model import DiTSettings, HeadSettings, LatentLMSettings, ModelSettings
 
 __all__ = [
+    "CodecSettings",
+    "DiTSettings",
     "DiagonalGaussianVariance",
     "DiffusionSettings",
     "FixedVariance",
@@ -24,7 +34,12 @@ __all__ = [
     "HeadSettings",
     "ImageCodecSettings",
     "LatentLMSettings",
+    "ModelSettings",
     "SamplerSettings",
+    "Solver",
+    "SpeechCodecSettings",
+    "TextSamplerSettings",
     "TransformerSettings",
     "VarianceSettings",
+    "VectorQuantizedSettings",
 ]

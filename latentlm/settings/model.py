@@ -1,4 +1,4 @@
-"""Settings of LatentLM: one causal Transformer with a diffusion head (§2)."""
+"""Settings of the models: LatentLM (§2) and the Diffusion Transformer it is compared with."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,15 +22,23 @@ class HeadSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentLMSettings:
-    """Class-conditional LatentLM: [class, z₁ … z_{N-1}] predicts z₁ … z_N.
+    """LatentLM: a causal Transformer with a diffusion head and, where it has text, a softmax head.
 
-    `latent_width`, `latent_count` and `classes` come from the codec and corpus sections.
+    A class-conditional model has `classes` and a fixed `latent_count`: [class, z₁ … z_{N-1}]
+    predicts z₁ … z_N. A model with text has `vocabulary` words instead, and its latents stand
+    between BOD and EOD. `stop` says who ends a run of latents: their fixed count, EOD as the
+    likeliest word, or EOD against the word CONTINUE, which then is trained too (our addition).
+
+    `norm` is without a scale in the official code and learned in Llama. `rotary`: interleaved
+    pairs with both ends of the frequency range (official), or half-split pairs without the end
+    (Llama). `latent_width`, `latent_count` and `classes` come from the codec and corpus sections.
     """
 
     __pydantic_config__ = STRICT
     kind: Literal["latent_lm"] = "latent_lm"
-    classes: int
-    latent_count: int
+    classes: int | None = None
+    vocabulary: int | None = None
+    latent_count: int | None = None
     latent_width: int
     width: int
     depth: int
@@ -38,20 +46,67 @@ class LatentLMSettings:
     kv_heads: int | None = None
     ffn_width: int
     rope_base: float = 10000.0
+    rotary: Literal["interleaved", "llama"] = "interleaved"
+    norm: Literal["weightless", "learned"] = "weightless"
     norm_eps: float = 1e-6
+    stop: Literal["count", "eod", "continue"] = "count"
     head: HeadSettings
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
 
     def problems(self) -> Iterator[Problem]:
         yield from positive(self, "width", "depth", "heads", "kv_heads", "ffn_width")
-        yield from divides("heads", self.heads, "model.width", self.width)
-        if self.kv_heads is not None:
-            yield from divides("kv_heads", self.kv_heads, "model.heads", self.heads)
-        if self.heads > 0 and self.width % self.heads == 0 and (self.width // self.heads) % 2:
-            yield (
-                "heads",
-                f"width / heads = {self.width // self.heads} is odd; rotary needs it even",
-            )
+        yield from positive(self, "classes", "vocabulary", "latent_count")
+        yield from transformer_problems(self.width, self.heads, self.kv_heads)
+        if (self.classes is None) == (self.vocabulary is None):
+            yield "vocabulary", "a model has either classes or a vocabulary; give exactly one"
+        if self.stop == "count" and self.latent_count is None:
+            yield "stop", "count needs a fixed latent_count; choose eod or continue"
+        if self.stop != "count" and self.vocabulary is None:
+            yield "stop", f"{self.stop} needs a vocabulary; a class-conditional model uses count"
         for part in ("head", "diffusion"):
             for path, sentence in getattr(self, part).problems():
                 yield f"{part}.{path}", sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTSettings:
+    """The Diffusion Transformer with RMSNorm and SwiGLU (App. A, B): all latents denoised at once.
+
+    Its feed-forward is 8/3 of the width, so that AdaLN-Zero in every block leaves the model as
+    large as a LatentLM. Positions are fixed sines and cosines of row and column.
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["dit"] = "dit"
+    classes: int
+    latent_count: int
+    latent_width: int
+    width: int
+    depth: int
+    heads: int
+    ffn_width: int
+    norm_eps: float = 1e-6
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+
+    def problems(self) -> Iterator[Problem]:
+        yield from positive(self, "classes", "width", "depth", "heads", "ffn_width")
+        yield from divides("heads", self.heads, "model.width", self.width)
+        if self.width % 4:
+            yield "width", f"{self.width} is not divisible by 4; row and column need a half each"
+        side = round(max(self.latent_count, 0) ** 0.5)
+        if side**2 != self.latent_count:
+            yield "latent_count", f"{self.latent_count} latents are no square of rows and columns"
+        for path, sentence in self.diffusion.problems():
+            yield f"diffusion.{path}", sentence
+
+
+def transformer_problems(width: int, heads: int, kv_heads: int | None) -> Iterator[Problem]:
+    """What grouped-query attention with rotary positions asks of its sizes."""
+    yield from divides("heads", heads, "model.width", width)
+    if kv_heads is not None:
+        yield from divides("kv_heads", kv_heads, "model.heads", heads)
+    if heads > 0 and width % heads == 0 and (width // heads) % 2:
+        yield "heads", f"width / heads = {width // heads} is odd; rotary needs it even"
+
+
+ModelSettings = LatentLMSettings | DiTSettings
