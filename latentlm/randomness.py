@@ -26,6 +26,7 @@ class Draw(IntEnum):
     INITIAL_NOISE = 6
     ANCESTRAL_NOISE = 7
     FLIP = 8
+    TEXT = 9
 
 
 def _signed(word: int) -> int:
@@ -74,9 +75,18 @@ class RowNoise:
         keys_B = _absorb(keys_B, ids_B)
         self._keys_B = _absorb(keys_B, torch.zeros_like(ids_B) + epochs_B)
 
-    def at(self, position: int) -> Self:
-        """The noise of one sequence position, for models whose rows draw at every position."""
+    def at(self, position: int | Tensor) -> Self:
+        """The noise of one sequence position, or of each row's own (int64, one a row)."""
+        if isinstance(position, Tensor):
+            return self._with_keys(_absorb(self._keys_B, position + _POSITION))
         return self._with_keys(self._absorbed(_POSITION + position))
+
+    def rows(self, index: Tensor | slice) -> Self:
+        """The noise of these rows, in this order and as often as they are named."""
+        return self._with_keys(self._keys_B[index])
+
+    def __len__(self) -> int:
+        return len(self._keys_B)
 
     def normal(self, draw: int, *shape: int) -> Tensor:
         """Standard normal fp32 (B, *shape), by Box and Muller: 32 bits for each of two factors."""

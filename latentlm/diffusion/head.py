@@ -36,7 +36,7 @@ class TimestepLinear(nn.Linear):
 
 
 def sinusoid(timesteps: Tensor) -> Tensor:
-    """[cos, sin] of t · 10000^(-i/128), fp32 (…, 256), for integer timesteps (…).
+    """[cos, sin] of t · 10000^(-i/128), fp32 (…, 256), for integer or fp32 timesteps (…).
 
     Always fp32: bf16 has room for only 507 of 1,000 timesteps.
     """
@@ -49,9 +49,9 @@ def sinusoid(timesteps: Tensor) -> Tensor:
 class HeadBlock(nn.Module):
     """x + gate · SwiGLU(RMSNorm(x) · (1 + scale) + shift)."""
 
-    def __init__(self, *, width: int, ffn_width: int, norm_eps: float) -> None:
+    def __init__(self, *, width: int, ffn_width: int, norm_eps: float, learned_norm: bool) -> None:
         super().__init__()
-        self.norm = RMSNorm(eps=norm_eps)
+        self.norm = RMSNorm(eps=norm_eps, learned_width=width if learned_norm else None)
         self.feedforward = SwiGLU(width=width, ffn_width=ffn_width)
 
     def forward(self, x: Tensor, *, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
@@ -62,14 +62,23 @@ class DiffusionHead(nn.Module):
     """ε_θ(x_t, t, h) of Eq. 3 or its v- and x₀-predicting twins, D wide, Z in and out.
 
     One matrix gives the modulations of all blocks (shift, scale, gate each) and of the output
-    (shift, scale): R = 3 depth + 2 parts of D.
+    (shift, scale): R = 3 depth + 2 parts of D. Learned norms scale the condition and the blocks,
+    never the output, which AdaLN scales.
     """
 
     def __init__(
-        self, *, width: int, latent_width: int, depth: int, ffn_width: int, norm_eps: float
+        self,
+        *,
+        width: int,
+        latent_width: int,
+        depth: int,
+        ffn_width: int,
+        norm_eps: float,
+        learned_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.condition_norm = RMSNorm(eps=norm_eps)
+        learned_width = width if learned_norm else None
+        self.condition_norm = RMSNorm(eps=norm_eps, learned_width=learned_width)
         self.condition_projection = nn.Linear(width, width, bias=False)
         self.timestep_network = nn.Sequential(
             TimestepLinear(SINUSOID_WIDTH, width, bias=False),
@@ -78,7 +87,10 @@ class DiffusionHead(nn.Module):
         )
         self.noisy_projection = nn.Linear(latent_width, width, bias=False)
         self.blocks = nn.ModuleList(
-            HeadBlock(width=width, ffn_width=ffn_width, norm_eps=norm_eps) for _ in range(depth)
+            HeadBlock(
+                width=width, ffn_width=ffn_width, norm_eps=norm_eps, learned_norm=learned_norm
+            )
+            for _ in range(depth)
         )
         self.modulation = ZeroLinear(width, (3 * depth + 2) * width, bias=False)
         self.final_norm = RMSNorm(eps=norm_eps)
@@ -93,7 +105,7 @@ class DiffusionHead(nn.Module):
         return self.condition_projection(self.condition_norm(hidden))
 
     def embed_timesteps(self, timesteps: Tensor) -> Tensor:
-        """Integer timesteps (…) → embeddings (…, D); once for a whole decoding."""
+        """Integer or fp32 timesteps (…) → embeddings (…, D); once for a whole decoding."""
         return self.timestep_network(sinusoid(timesteps))
 
     def modulate(self, condition: Tensor, timestep_embedding: Tensor) -> Tensor:
