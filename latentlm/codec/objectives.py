@@ -7,7 +7,7 @@ Eq. 6 in sums, ‖x̂ - x‖² + β' ‖μ‖², is this loss times C·Y·X with
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,15 @@ class FeatureMaps(Protocol):
 
     def maps(self, images_BCYX: Tensor) -> Sequence[Tensor]:
         """Feature maps (B, F, Y', X') at several depths, of images in [0, 1]."""
+
+
+@runtime_checkable
+class WeighedFeatureMaps(FeatureMaps, Protocol):
+    """A net that says how much each channel counts, as LPIPS learned it."""
+
+    @property
+    def channel_weights(self) -> Sequence[Tensor]:
+        """F weights for each of the maps."""
 
 
 class CodecTerms(NamedTuple):
@@ -104,18 +113,23 @@ def pixel_error(reconstruction: Tensor, signal: Tensor, *, kind: Literal["l2", "
 
 
 def perceptual_distance(reconstruction: Tensor, signal: Tensor, *, features: FeatureMaps) -> Tensor:
-    """Squared distance of channel-normalised feature maps, averaged over positions and depths.
+    """Squared distance of channel-normalised feature maps; signals in [-1, 1].
 
-    LPIPS (Zhang et al. 2018) without its learned channel weights; signals in [-1, 1].
+    A net with `channel_weights` gives LPIPS (Zhang et al. 2018): squared differences are weighed by
+    channel, averaged over positions and summed over depths. Without, all channels count alike and
+    the depths are averaged.
     """
     with torch.no_grad():
         wanted = features.maps(signal * 0.5 + 0.5)
     seen = features.maps(reconstruction * 0.5 + 0.5)
-    distances = [
-        (_unit_channels(a) - _unit_channels(b)).square().sum(1).mean()
-        for a, b in zip(seen, wanted, strict=True)
+    squares = [
+        (_unit_channels(a) - _unit_channels(b)).square() for a, b in zip(seen, wanted, strict=True)
     ]
-    return torch.stack(distances).mean()
+    if not isinstance(features, WeighedFeatureMaps):
+        return torch.stack([square_BFYX.sum(1).mean() for square_BFYX in squares]).mean()
+    pairs = zip(squares, features.channel_weights, strict=True)
+    distances = [torch.einsum("bfyx,f->byx", square, weight).mean() for square, weight in pairs]
+    return torch.stack(distances).sum()
 
 
 def adaptive_weight(likelihood: Tensor, adversarial: Tensor, *, last_weight: Tensor) -> Tensor:

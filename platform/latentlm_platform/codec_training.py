@@ -26,15 +26,16 @@ from latentlm.signals import pixels_to_signal
 from latentlm_platform import checkpoints
 from latentlm_platform.codec_scores import score_codec
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment import Experiment
+from latentlm_platform.experiment import CodecObjective, Experiment
+from latentlm_platform.exported_encoder import load_encoder
 from latentlm_platform.hardware import pick_device
 from latentlm_platform.journal import Journal
 from latentlm_platform.ordering import SampleOrder, Share
+from latentlm_platform.parameter_groups import layer_decay_groups, set_learning_rate
 from latentlm_platform.splits import Splits
 from latentlm_platform.stream import StreamSettings, stream_pixels
 from latentlm_platform.training import learning_rate_at
 from latentlm_platform.worker_group import note_end, stop_requested
-from latentlm_platform.zero import decay_groups
 
 STATE_FILE = "state.pt"
 
@@ -51,6 +52,26 @@ class CodecTraining:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+
+def check_codec_files(experiment: Experiment) -> None:
+    """The weights on disk that the codec's training reads fit it; UserError where they do not."""
+    settings = experiment.codec.training
+    if settings.encoder_weights is not None:
+        load_encoder(build_codec(experiment.codec_settings()).encoder, settings.encoder_weights)
+    if settings.objective.perceptual_weight > 0:
+        perceptual_net(settings.objective)
+
+
+def perceptual_net(objective: CodecObjective) -> Any:
+    """The frozen net of the perceptual term; UserError where its weights cannot be used."""
+    name, path = objective.perceptual_features, objective.perceptual_weights
+    try:
+        return feature_net(name, size=None, weights_path=path)
+    except ValueError as error:
+        raise UserError(
+            f"codec.training.objective.perceptual_weights = {path} cannot be used: {error}"
+        ) from error
 
 
 def train_codec(job: dict[str, Any]) -> None:
@@ -76,7 +97,11 @@ class CodecWorker:
         self.parallel = prepare_model(self.codec)
         self.parallel_critic = prepare_model(self.critic)
         self.loss = self._build_loss()
-        self.optimizers = [self._optimizer(net) for net in (self.codec, self.critic)]
+        layer_decay = self.settings.encoder_layer_decay
+        self.optimizers = [
+            self._optimizer(self.codec, layer_decay=layer_decay),
+            self._optimizer(self.critic, layer_decay=1.0),
+        ]
         self.journal = Journal(training.folder / "journal.jsonl")
         self.step = self._restore()
 
@@ -84,8 +109,7 @@ class CodecWorker:
         objective = self.settings.objective
         features: Any = None
         if objective.perceptual_weight > 0:
-            net: Any = feature_net(objective.perceptual_features, size=None)
-            features = net.to(self.device)
+            features = perceptual_net(objective).to(self.device)
         return CodecLoss(
             variance=self.experiment.codec.variance,
             pixel=objective.pixel,
@@ -96,9 +120,11 @@ class CodecWorker:
             adversarial_start_step=objective.adversarial_start_step,
         )
 
-    def _optimizer(self, net: nn.Module) -> torch.optim.AdamW:
+    def _optimizer(self, net: nn.Module, *, layer_decay: float) -> torch.optim.AdamW:
         optimizer = self.settings.optimizer
-        groups = decay_groups(net, optimizer.weight_decay)
+        groups = layer_decay_groups(
+            net, weight_decay=optimizer.weight_decay, layer_decay=layer_decay
+        )
         rate, betas = optimizer.learning_rate, optimizer.betas
         return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
@@ -107,6 +133,8 @@ class CodecWorker:
         if self.rank == 0:
             self.journal.truncate_after(found.step if found else 0)
         if found is None:
+            if self.settings.encoder_weights is not None:
+                load_encoder(self.codec.encoder, self.settings.encoder_weights)
             return 0
         state = torch.load(found.folder / STATE_FILE, map_location=self.device, weights_only=True)
         self.codec.load_state_dict(state["codec"])
@@ -193,8 +221,7 @@ class CodecWorker:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.optimizer.clip_norm or math.inf)
         if torch.isfinite(norm):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+            set_learning_rate(optimizer, learning_rate)
             optimizer.step()
         return norm
 

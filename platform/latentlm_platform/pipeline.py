@@ -18,10 +18,12 @@ from latentlm_platform import stages
 from latentlm_platform.arithmetic import cluster_resources, cpu_problems
 from latentlm_platform.artifacts import Artifact, read_artifact
 from latentlm_platform.cluster import connected
+from latentlm_platform.codec_training import check_codec_files
 from latentlm_platform.corpora.named import ensure
 from latentlm_platform.errors import UserError, own_error
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key, resolved_yaml, source_text
+from latentlm_platform.plan import untrainable
 from latentlm_platform.provenance import collect
 from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.splits import Splits, open_splits, survey
@@ -82,6 +84,7 @@ def _drive(request: Request, record: RunRecord) -> RunRecord:
 def _run_stages(request: Request, record: RunRecord, tracker: Tracker, parent: TrackedRun) -> None:
     experiment = request.experiment
     stages.check_initial_weights(experiment)
+    check_codec_files(experiment)
     splits = _open_corpus(experiment, parent)
     context = stages.StageContext(
         experiment, record.key, record.attempt, splits, tracker, parent, say
@@ -163,7 +166,8 @@ def _reaches(done: str | None, wanted: str) -> bool:
 
 
 def _refuse_what_does_not_fit(experiment: Experiment) -> None:
-    problems = cpu_problems(experiment, cluster_resources(experiment))
+    unready = untrainable(experiment)
+    problems = [unready] if unready else cpu_problems(experiment, cluster_resources(experiment))
     if problems:
         raise UserError("; ".join(problems), exit_code=3, report={"fits": False})
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentlm_platform.experiment import Optimizer
+from latentlm_platform.parameter_groups import decay_groups
 
 CHECKPOINT_TAG = "zero"
 
@@ -161,15 +162,6 @@ class ExponentialAverage:
 def _local(parameter: nn.Parameter) -> Tensor:
     """This rank's part of a parameter: its ZeRO-3 shard, or all of it."""
     return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.data
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices, none for vectors."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 def build_communication_op() -> None:

@@ -1,12 +1,16 @@
-"""EfficientNet-Lite0 against the packaged net and against two real photographs."""
+"""EfficientNet-Lite0 against the packaged net and two real photographs; VGG16 by its plan."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from latentlm.features import EfficientNetLite0Features, feature_net
+from latentlm.features import EfficientNetLite0Features, Vgg16Lpips, feature_net
 
 PALACE, DAISY = 698, 985  # ImageNet-1k
+VGG16_PLAN = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,91 @@ def test_unknown_names_and_shapes_are_refused(net: EfficientNetLite0Features) ->
         feature_net("inception", size=128)
     with pytest.raises(ValueError, match="C 1 or 3"):
         net(torch.zeros(1, 4, 32, 32))
+
+
+def random_vgg16() -> dict[str, Tensor]:
+    """Tensors under the names of torchvision and LPIPS, random: a layer's number counts all."""
+    generator = torch.Generator().manual_seed(0)
+    tensors, number, before, stage = {}, 0, 3, 0
+    for step in [*VGG16_PLAN, "M"]:
+        if step == "M":
+            tensors[f"lin{stage}.model.1.weight"] = torch.rand(1, before, 1, 1, generator=generator)
+            number, stage = number + 1, stage + 1
+            continue
+        width = int(step)
+        weight = torch.randn(width, before, 3, 3, generator=generator) * (2 / before / 9) ** 0.5
+        tensors[f"features.{number}.weight"] = weight
+        tensors[f"features.{number}.bias"] = torch.randn(width, generator=generator) * 0.1
+        number, before = number + 2, width
+    return tensors | {"classifier.0.weight": torch.zeros(2)}
+
+
+@pytest.fixture(scope="module")
+def vgg16_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "vgg16_lpips.pth"
+    torch.save(random_vgg16(), path)
+    return path
+
+
+def test_vgg16_is_its_plan(vgg16_file: Path) -> None:
+    net = Vgg16Lpips(vgg16_file)
+    images, tensors = some_images(), random_vgg16()
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    x_BYXC = (images.movedim(1, -1).float() / 255 * 2 - 1 - shift) / scale
+    x_BFYX, wanted, number = x_BYXC.movedim(-1, 1), [], 0
+    for step in VGG16_PLAN:
+        if step == "M":
+            wanted.append(x_BFYX)
+            x_BFYX, number = F.max_pool2d(x_BFYX, 2), number + 1
+            continue
+        names = (f"features.{number}.weight", f"features.{number}.bias")
+        x_BFYX = F.conv2d(x_BFYX, *(tensors[name] for name in names), padding=1).relu()
+        number += 2
+    assert number == 30
+    for found in (net.maps(images), net.maps(images / 255)):
+        for a, b in zip(found, [*wanted, x_BFYX], strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
+    for depth, weight_F in enumerate(net.channel_weights):
+        assert torch.equal(weight_F, tensors[f"lin{depth}.model.1.weight"].flatten())
+
+
+def test_vgg16_is_frozen_and_resizes_and_takes_grey(vgg16_file: Path) -> None:
+    net = feature_net("vgg16_lpips", size=32, weights_path=vgg16_file)
+    images = (some_images()[:, :1] / 255).requires_grad_()
+    maps = net.maps(images)
+    assert [tuple(x.shape[1:]) for x in maps] == [
+        (64, 32, 32),
+        (128, 16, 16),
+        (256, 8, 8),
+        (512, 4, 4),
+        (512, 2, 2),
+    ]
+    assert torch.allclose(net.maps(images.expand(-1, 3, -1, -1))[-1], maps[-1], atol=1e-4)
+    maps[-1].sum().backward()
+    assert images.grad is not None
+    assert bool(images.grad.any())
+    assert isinstance(net, Vgg16Lpips)
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_weights_that_do_not_fit_vgg16_are_named(vgg16_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vgg16_lpips has no packaged weights; give weights_path"):
+        feature_net("vgg16_lpips", size=None)
+    with pytest.raises(ValueError, match="efficientnet_lite0 brings its own weights"):
+        feature_net("efficientnet_lite0", size=None, weights_path=vgg16_file)
+    path = tmp_path / "weights.pth"
+    with pytest.raises(ValueError, match=r"weights.pth does not exist"):
+        Vgg16Lpips(path)
+    path.write_text("no weights")
+    with pytest.raises(ValueError, match="no torch file of tensors"):
+        Vgg16Lpips(path)
+    tensors = random_vgg16()
+    torch.save({**tensors, "features.28.weight": torch.zeros(512, 512, 1, 1)}, path)
+    with pytest.raises(ValueError, match=r"features.28.weight of shape \(512, 512, 1, 1\)"):
+        Vgg16Lpips(path)
+    del tensors["lin4.model.1.weight"]
+    torch.save(tensors, path)
+    with pytest.raises(ValueError, match=r"has no lin4.model.1.weight; give the tensors of"):
+        Vgg16Lpips(path)
+    with pytest.raises(ValueError, match="give 16 or more a side"):
+        Vgg16Lpips(vgg16_file).maps(torch.zeros(1, 3, 15, 40))

@@ -33,6 +33,15 @@ class RandomMaps(nn.Module):
         return [x * self.gain, torch.conv2d(x, self.second, stride=2) * self.gain]
 
 
+class WeighedMaps(RandomMaps):
+    """The same net, with channel weights as LPIPS has them."""
+
+    @property
+    def channel_weights(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return [2 * torch.rand(width, generator=generator) for width in (8, 16)]
+
+
 def batch() -> tuple[Tensor, Tensor, LatentPosterior]:
     generator = torch.Generator().manual_seed(0)
     signal = torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1
@@ -96,6 +105,21 @@ def test_perceptual_distance_compares_directions_of_channels() -> None:
     found.backward()
     assert reconstruction.grad is not None
     assert bool(reconstruction.grad.any())
+
+
+def test_perceptual_distance_with_channel_weights_is_lpips() -> None:
+    """Unit channels, squared differences, a 1x1 convolution, positions averaged, depths summed."""
+    signal, reconstruction, _ = batch()
+    net = WeighedMaps()
+    expected = torch.zeros(len(signal))
+    pairs = zip(net.maps(reconstruction / 2 + 0.5), net.maps(signal / 2 + 0.5), strict=True)
+    for (a, b), weight in zip(pairs, net.channel_weights, strict=True):
+        a, b = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in (a, b))
+        expected += torch.conv2d((a - b) ** 2, weight[None, :, None, None]).mean((1, 2, 3))
+    found = perceptual_distance(reconstruction, signal, features=net)
+    assert float(found) == pytest.approx(float(expected.mean()), rel=1e-4)
+    unweighed = perceptual_distance(reconstruction, signal, features=RandomMaps())
+    assert float(unweighed) != pytest.approx(float(found), rel=0.1)
 
 
 def test_adaptive_weight_makes_the_two_gradients_equal() -> None:
