@@ -1,18 +1,19 @@
-"""Decoding (§2.2): one latent after another, with a key-value cache and guidance.
+"""Generation (§2.2): documents in, documents out, through the key-value cached decoder.
 
-Rows that are guided get a second stream with the null label, which is fed the same latents; both
-kinds of stream share every forward pass.
+`sample_latents` is the class-conditional case as one tensor; `generate` takes any documents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from latentlm.diffusion.samplers import SOLVERS, guided, guided_rows, sample_x
-from latentlm.models.latent_lm import LatentLM
-from latentlm.randomness import Draw, RowNoise
-from latentlm.settings import SamplerSettings
+from latentlm.decoder import Decoder, Decoding, Elements, Prompts
+from latentlm.models import LatentLM
+from latentlm.randomness import RowNoise
+from latentlm.sequence import LATENT, Document, LatentSpan, TextSpan, pack
+from latentlm.settings import SamplerSettings, TextSamplerSettings
 
 
 @torch.inference_mode()
@@ -23,46 +24,121 @@ def sample_latents(
     cfg_scales_B: Tensor,
     sampler: SamplerSettings,
     noise: RowNoise,
+    compiled: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Normalised latents (B, N, Z) fp32 for labels (B,).
+    """Normalised latents (B, N, Z) fp32 of a class-conditional model, for labels (B,).
 
     cfg_scales_B (B,) is each row's guidance scale and stands in for `sampler.cfg_scale`; a row of
-    scale 1 runs no null stream. labels, scales and noise are on the model's device. `progress` is
-    called with (latents done, N). Raises ValueError when labels and scales differ in length.
+    scale 1 runs no null stream. labels and noise are on the model's device. `progress` is called
+    with (latents done, N). Raises ValueError when labels and scales differ in length.
     """
     if labels_B.shape != cfg_scales_B.shape:
         raise ValueError(
             f"{len(labels_B)} labels came with {len(cfg_scales_B)} guidance scales; give one each"
         )
     settings = model.settings
-    steps = SOLVERS[sampler.solver](model.process, steps=sampler.steps)
-    twins = guided_rows(cfg_scales_B)
-    null_labels = torch.full_like(labels_B[twins], settings.classes)
-    timesteps_S = torch.tensor([step.timestep for step in steps], device=labels_B.device)
-    embedding_S1D = model.head.embed_timesteps(timesteps_S).unsqueeze(1)
+    if settings.vocabulary is not None or settings.latent_count is None:
+        raise ValueError("this model has a vocabulary, not classes; use generate()")
+    steps: list[Tensor] = []
 
-    def sample_latent(condition_BD: Tensor, noise: RowNoise) -> Tensor:
-        modulation_SBR = model.head.modulate(condition_BD, embedding_S1D)  # all steps at once
-
-        def denoise(x_BZ: Tensor, index: int) -> Tensor:
-            return model.head.denoise(x_BZ, modulation_SBR[index])
-
-        return sample_x(
-            guided(denoise, scales_B=cfg_scales_B, rows=twins),
-            noise.normal(Draw.INITIAL_NOISE, settings.latent_width) * sampler.temperature,
-            steps=steps,
-            fresh=lambda i: noise.at(i).normal(Draw.ANCESTRAL_NOISE, settings.latent_width),
-        )
-
-    cache = model.backbone.new_cache(capacity=settings.latent_count, device=labels_B.device)
-    x_B1D = model.embed_labels(torch.cat((labels_B, null_labels)))
-    latents = []
-    for position in range(settings.latent_count):
-        condition_BD = model.head.condition(model.hidden_next(x_B1D, cache=cache))
-        latent_BZ = sample_latent(condition_BD, noise.at(position))
-        latents.append(latent_BZ)
-        x_B1D = model.embed_latent(torch.cat((latent_BZ, latent_BZ[twins])))
+    def keep(given: Elements) -> None:
+        steps.append(given.latents_EZ)
         if progress is not None:
-            progress(position + 1, settings.latent_count)
-    return torch.stack(latents, dim=1)
+            progress(len(steps), settings.latent_count or 0)
+
+    how = Decoding(
+        scales=cfg_scales_B.tolist(),
+        capacity=settings.latent_count,
+        sampler=sampler,
+        noise=noise,
+        compiled=compiled,
+        on_step=keep,
+    )
+    empty_B1Z = torch.zeros(len(labels_B), 1, settings.latent_width, device=labels_B.device)
+    Decoder(model, Prompts(labels_B[:, None], empty_B1Z), how).run()
+    return torch.stack(steps, dim=1)
+
+
+@torch.inference_mode()
+def generate(
+    model: LatentLM,
+    prompts: Sequence[Document],
+    *,
+    sampler: SamplerSettings,
+    noise: RowNoise,
+    capacity: int,
+    text: TextSamplerSettings | None = None,
+    cfg_scales: Sequence[float] | None = None,
+    compiled: bool = False,
+    on_step: Callable[[Elements], None] | None = None,
+) -> list[Document]:
+    """What follows each prompt: up to `capacity` elements, as spans of words and of latents.
+
+    Rows may be in different modes at once; each is drawn with its own noise and would come out the
+    same alone. cfg_scales: one a row; without it `sampler.cfg_scale`. Words of our own (BOD, EOD,
+    END) stay in the spans. `on_step` streams: it is called with the elements of every step.
+    """
+    scales = [sampler.cfg_scale] * len(prompts) if cfg_scales is None else list(cfg_scales)
+    if len(scales) != len(prompts) or len(noise) != len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts came with {len(scales)} guidance scales and noise of"
+            f" {len(noise)} rows; give one each"
+        )
+    device = model.latent_projection.weight.device
+    words: list[list[int]] = [[] for _ in prompts]
+    latents: list[list[Tensor]] = [[] for _ in prompts]
+
+    def keep(given: Elements) -> None:
+        for place, (row, word) in enumerate(zip(given.rows, given.ids_E.tolist(), strict=True)):
+            words[row].append(word)
+            if word == LATENT:
+                latents[row].append(given.latents_EZ[place])
+        if on_step is not None:
+            on_step(given)
+
+    how = Decoding(
+        scales=scales,
+        capacity=capacity,
+        sampler=sampler,
+        noise=noise,
+        text=text or TextSamplerSettings(),
+        compiled=compiled,
+        on_step=keep,
+    )
+    Decoder(model, flush_right(prompts, model=model, device=device), how).run()
+    return [_spans(ids, found) for ids, found in zip(words, latents, strict=True)]
+
+
+def flush_right(prompts: Sequence[Document], *, model: LatentLM, device: torch.device) -> Prompts:
+    """Prompts as a batch, the short ones behind empty columns."""
+    sizes = [sum(len(span) for span in prompt) for prompt in prompts]
+    width = model.settings.latent_width
+    longest = max(sizes)
+    ids_BT = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    latents_BTZ = torch.zeros(len(prompts), longest, width)
+    for row, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
+        alone = pack([prompt], length=size, latent_width=width)
+        ids_BT[row, longest - size :] = alone.ids_BT[0]
+        latents_BTZ[row, longest - size :] = alone.latents_BTZ[0]
+    padding_B = None
+    if min(sizes) < longest:
+        padding_B = longest - torch.tensor(sizes, device=device)
+    return Prompts(ids_BT.to(device), latents_BTZ.to(device), padding_B)
+
+
+def _spans(words: list[int], latents: list[Tensor]) -> Document:
+    """Runs of words and runs of latents, in order."""
+    spans: list[TextSpan | LatentSpan] = []
+    edges = [i for i in range(1, len(words)) if (words[i] == LATENT) != (words[i - 1] == LATENT)]
+    taken = 0
+    for start, stop in zip([0, *edges], [*edges, len(words)], strict=True):
+        if start == stop:
+            continue
+        if words[start] == LATENT:
+            run = torch.stack(latents[taken : taken + stop - start]).cpu().numpy()
+            taken += stop - start
+            spans.append(LatentSpan(run))
+        else:
+            spans.append(TextSpan(np.array(words[start:stop], np.int64)))
+    return tuple(spans)

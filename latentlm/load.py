@@ -1,13 +1,15 @@
 """Exports: a folder of weights (safetensors) beside the settings (JSON) that rebuild the modules.
 
-An export holds model.safetensors, model.json, codec.safetensors, codec.json; a trained codec
-alone is a folder with the last two. `latentlm.load(folder)` is this module, called.
+An export holds model.safetensors, model.json, codec.safetensors, codec.json and, where the model
+has text, vocabulary.tiktoken; a trained codec alone is a folder with the codec's two.
+`latentlm.load(folder)` is this module, called.
 """
 
 import dataclasses
 import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, NamedTuple, get_args
@@ -18,27 +20,85 @@ from torch import Tensor, nn
 
 from latentlm.catalogue import CODECS, MODELS, Entry, build_codec, build_model, kind_of
 from latentlm.codec.image_vit import ImageViTCodec
-from latentlm.models.latent_lm import LatentLM
+from latentlm.codec.speech_conv import SpeechConvCodec
+from latentlm.decoder import Elements
+from latentlm.generate import generate
+from latentlm.models import LatentLM
+from latentlm.parts import Part, to_document, to_parts
+from latentlm.randomness import RowNoise
+from latentlm.settings import SamplerSettings, TextSamplerSettings
+from latentlm.vocabulary import Vocabulary
+
+SignalCodec = ImageViTCodec | SpeechConvCodec
+VOCABULARY_FILE = "vocabulary.tiktoken"
 
 
 class Loaded(NamedTuple):
-    """A model and its codec, both in evaluation mode on the CPU, and what the export says."""
+    """A model and its codec, both in evaluation mode on the CPU, its vocabulary where it has text,
+    and what the export says."""
 
     model: LatentLM
-    codec: ImageViTCodec
+    codec: SignalCodec
+    vocabulary: Vocabulary | None
     metadata: dict[str, str]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Part]],
+        *,
+        seed: int = 0,
+        ask_signal: bool = False,
+        sampler: SamplerSettings | None = None,
+        text: TextSamplerSettings | None = None,
+        cfg_scales: Sequence[float] | None = None,
+        capacity: int = 1024,
+        on_step: Callable[[Elements], None] | None = None,
+    ) -> list[list[Part]]:
+        """What follows each prompt, as text, pictures or sounds (see `latentlm.parts`).
+
+        ask_signal starts a signal at once. Row i is drawn with (seed, i), so it depends on no
+        other row. capacity: words and latents at most. on_step streams words and latents as they
+        are drawn. Raises ValueError for parts that the model does not know.
+        """
+        if self.vocabulary is None:
+            capacity = self.model.settings.latent_count or capacity
+        device = self.model.latent_projection.weight.device
+        noise = RowNoise(seed=seed, ids_B=torch.arange(len(prompts), device=device))
+        documents = [
+            to_document(prompt, self, noise=noise.rows(slice(row, row + 1)), ask_signal=ask_signal)
+            for row, prompt in enumerate(prompts)
+        ]
+        found = generate(
+            self.model,
+            documents,
+            sampler=sampler or SamplerSettings(),
+            noise=noise,
+            capacity=capacity,
+            text=text,
+            cfg_scales=cfg_scales,
+            on_step=on_step,
+        )
+        return [to_parts(document, self) for document in found]
 
 
 def save_export(
-    folder: Path | str, *, model: LatentLM, codec: ImageViTCodec, metadata: dict[str, str]
+    folder: Path | str,
+    *,
+    model: LatentLM,
+    codec: SignalCodec,
+    metadata: dict[str, str],
+    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Write an export into a folder, made where missing; model.json comes last."""
     save_codec(folder, codec=codec)
+    if vocabulary is not None:
+        shutil.copyfile(vocabulary.path, Path(folder) / VOCABULARY_FILE)
     kind = kind_of(model.settings, MODELS)
     _save(Path(folder) / "model", model, kind=kind, metadata=metadata)
 
 
-def save_codec(folder: Path | str, *, codec: ImageViTCodec) -> None:
+def save_codec(folder: Path | str, *, codec: SignalCodec) -> None:
     """Write a codec alone."""
     _save(Path(folder) / "codec", codec, kind=kind_of(codec.settings, CODECS), metadata={})
 
@@ -55,10 +115,10 @@ def load(folder: Path | str) -> Loaded:
             f"{folder}: the codec's latent_width is {codec.latent_width}, the model's"
             f" {model.settings.latent_width}; export a model with the codec it was trained on"
         )
-    return Loaded(model.eval(), codec, metadata)
+    return Loaded(model.eval(), codec, _vocabulary(model, Path(folder)), metadata)
 
 
-def load_codec(folder: Path | str) -> ImageViTCodec:
+def load_codec(folder: Path | str) -> Any:
     """Read the codec of an export or of a codec folder, in evaluation mode on the CPU."""
     settings, _ = _read_settings(Path(folder), "codec", CODECS)
     with torch.device("meta"):
@@ -70,6 +130,11 @@ def load_codec(folder: Path | str) -> ImageViTCodec:
 def load_weights(model: LatentLM, folder: Path | str) -> None:
     """Give a model the weights of an export. Raises ValueError where names or shapes differ."""
     _fill(model, Path(folder) / "model.safetensors")
+
+
+def _vocabulary(model: LatentLM, folder: Path) -> Vocabulary | None:
+    size = model.settings.vocabulary
+    return None if size is None else Vocabulary(folder / VOCABULARY_FILE, size=size)
 
 
 def _save(stem: Path, module: Any, *, kind: str, metadata: dict[str, str]) -> None:
@@ -108,7 +173,7 @@ def _settings(kind: Any, value: Any) -> Any:
     if isinstance(kind, UnionType) and isinstance(value, dict):
         kind = next(choice for choice in get_args(kind) if choice.kind == value["kind"])
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        return value
+        return tuple(value) if isinstance(value, list) else value
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     return kind(**{name: _settings(types[name], part) for name, part in value.items()})
 

@@ -20,12 +20,15 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 LAYERS = (
     {"settings"},
-    {"vocabulary", "sequence", "media", "features", "randomness"},
+    {"vocabulary", "sequence", "media", "signals", "features", "randomness"},
     {"layers"},
+    {"attention", "cross_entropy"},
     {"backbone", "diffusion", "codec"},
     {"models"},
-    {"generate", "metrics"},
-    {"catalogue"},
+    {"head_sampler", "words", "metrics"},
+    {"decoder"},
+    {"generate"},
+    {"catalogue", "parts"},
     {"load"},
 )
 
@@ -62,6 +65,8 @@ ALLOWED = {
         "fsspec": "corpora/*",
         "PIL": "corpora/*",
         "latentlm_dashboards": "commands/*",
+        "transformers": "benchmarks/*",
+        "diffusers": "benchmarks/*",
     },
     "latentlm_dashboards": {
         "mlflow": "*",

@@ -24,10 +24,6 @@ class Codec(Protocol):
     def latent_width(self) -> int:
         """Z, the numbers in one latent."""
 
-    @property
-    def latent_count(self) -> int:
-        """N, the latents of one signal."""
-
     def encode(self, signal: Tensor) -> LatentPosterior:
         """Signals → posteriors. Deterministic, so that posteriors can be cached."""
 

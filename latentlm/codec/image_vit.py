@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from latentlm.codec import sigma
 from latentlm.codec.contract import LatentPosterior
+from latentlm.codec.statistics import LatentStatistics
 from latentlm.randomness import RowNoise
 from latentlm.settings import DiagonalGaussianVariance, ImageCodecSettings, TransformerSettings
 
@@ -113,23 +114,14 @@ class ImageDecoder(nn.Module):
         return self.shuffle(x_BNP.transpose(1, 2).unflatten(2, (side, side)))
 
 
-class ImageViTCodec(nn.Module):
-    """The image codec. Weights are drawn from `generator`, by default torch's global one.
-
-    `latent_mean` and `latent_std` are scalars over the corpus, part of the codec's own weights and
-    NaN until `set_statistics`.
-    """
-
-    latent_mean: Tensor
-    latent_std: Tensor
+class ImageViTCodec(LatentStatistics):
+    """The image codec. Weights are drawn from `generator`, by default torch's global one."""
 
     def __init__(self, settings: ImageCodecSettings, *, generator: Generator | None = None) -> None:
         super().__init__()
         self.settings = settings
         self.encoder = ImageEncoder(settings)
         self.decoder = ImageDecoder(settings)
-        self.register_buffer("latent_mean", torch.tensor(torch.nan))
-        self.register_buffer("latent_std", torch.tensor(torch.nan))
         _initialise(self, generator)
 
     @property
@@ -175,33 +167,6 @@ class ImageViTCodec(nn.Module):
         posterior = self.encode(signal)
         latents_BNZ = self.draw(posterior, noise=noise)
         return self.decode(latents_BNZ), posterior, latents_BNZ
-
-    def set_statistics(self, *, mean: float, std: float) -> None:
-        """Store the mean and deviation of z over the corpus (`LatentMoments` computes them)."""
-        statistics = torch.tensor([mean, std], dtype=torch.float64)
-        if not statistics.isfinite().all() or std <= 0:
-            raise ValueError(
-                f"latent mean {mean} and std {std} cannot normalise; give finite numbers, std > 0"
-            )
-        self.latent_mean.fill_(mean)
-        self.latent_std.fill_(std)
-
-    def normalise(self, latents_BNZ: Tensor) -> Tensor:
-        """(z - mean) / std over the corpus."""
-        self._require_statistics()
-        return (latents_BNZ - self.latent_mean) / self.latent_std
-
-    def denormalise(self, latents_BNZ: Tensor) -> Tensor:
-        """z of normalised latents."""
-        self._require_statistics()
-        return latents_BNZ * self.latent_std + self.latent_mean
-
-    def _require_statistics(self) -> None:
-        if self.latent_std.isnan():
-            raise ValueError(
-                "the codec has no latent statistics; make one pass over the corpus and call"
-                " set_statistics(mean=…, std=…) before normalising"
-            )
 
 
 def encoder_parameters_digest(codec: ImageViTCodec) -> str:

@@ -1,5 +1,16 @@
-"""Whole models: a backbone, its heads and the loss that trains them."""
+"""Whole models: a backbone, its heads and the losses that train them."""
 
-from latentlm.models.latent_lm import LatentLM, LossTerms, flops_per_item
+from latentlm.models.flops import flops_per_item, flops_per_sequence
+from latentlm.models.latent_lm import LOSSES, LatentLM, LossTerms
+from latentlm.models.targets import Targets, find_targets, null_ids
 
-__all__ = ["LatentLM", "LossTerms", "flops_per_item"]
+__all__ = [
+    "LOSSES",
+    "LatentLM",
+    "LossTerms",
+    "Targets",
+    "find_targets",
+    "flops_per_item",
+    "flops_per_sequence",
+    "null_ids",
+]

@@ -1,8 +1,9 @@
-"""LatentLM for class-conditional images (§2): one causal Transformer with a diffusion head.
+"""LatentLM (§2): one causal Transformer, a softmax head for words, a diffusion head for latents.
 
-The sequence [class, z₁ … z_{N-1}] predicts z₁ … z_N: the state at each position conditions the
-head that denoises the next latent. Latents come in normalised; the same draw of a latent is the
-input of one position and the target of the one before.
+The state at each position predicts the next element of its document: a word through the softmax
+head, a latent through the head that denoises it. The same draw of a latent is the input of one
+position and the target of the one before. A class-conditional model has labels in place of words
+and no softmax head.
 """
 
 from collections.abc import Mapping
@@ -12,105 +13,157 @@ import torch
 from torch import Tensor, nn
 
 from latentlm.backbone import Backbone, BackboneCache
+from latentlm.cross_entropy import SoftmaxHead
 from latentlm.diffusion.head import DiffusionHead
 from latentlm.diffusion.process import DiffusionProcess
+from latentlm.diffusion.timesteps import draw_times
+from latentlm.models.targets import Targets
 from latentlm.randomness import Draw, RowNoise
+from latentlm.sequence import LATENT, PackedBatch
 from latentlm.settings import LatentLMSettings
 
 BINS = 10
+LOSSES = ("diffusion", "text", "stop")
 
 
 class LossTerms(NamedTuple):
     """Sums and counts, never means: who reduces over ranks divides by the global count.
 
-    total: Σ over latents and their timesteps of the squared error's mean over Z, fp32, with a
-    gradient. count: how many terms that is. bin_sums_10, bin_counts_10: the same, detached, by
-    tenth of the timesteps (0: almost clean, 9: almost noise).
+    sums_3 fp32, with a gradient: ℒ_Diff, the squared error's mean over Z summed over latents and
+    their timesteps; ℒ_LM, the cross-entropy summed over words; the same over stop decisions, which
+    is no part of perplexity. counts_3: how many terms each is. bin_sums_10, bin_counts_10: ℒ_Diff
+    detached, by tenth of the process (0: almost clean, 9: almost noise).
     """
 
-    total: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    sums_3: Tensor
+    counts_3: Tensor
     bin_sums_10: Tensor
     bin_counts_10: Tensor
 
 
 class LatentLM(nn.Module):
-    """Backbone and diffusion head; the last row of the class embedding is the null label."""
+    """Backbone and heads. The last row of a class embedding is the null label."""
 
     def __init__(self, settings: LatentLMSettings) -> None:
         super().__init__()
         self.settings = settings
         self.process = DiffusionProcess(settings.diffusion)
-        self.class_embedding = nn.Embedding(settings.classes + 1, settings.width)
-        self.latent_projection = nn.Linear(settings.latent_width, settings.width, bias=False)
-        self.backbone = Backbone(
-            width=settings.width,
-            depth=settings.depth,
-            heads=settings.heads,
-            kv_heads=settings.kv_heads or settings.heads,
-            ffn_width=settings.ffn_width,
-            rope_base=settings.rope_base,
-            norm_eps=settings.norm_eps,
-        )
+        width, learned = settings.width, settings.norm == "learned"
+        if settings.vocabulary is None:
+            self.class_embedding = nn.Embedding((settings.classes or 0) + 1, width)
+        else:
+            self.token_embedding = nn.Embedding(settings.vocabulary, width)
+            self.softmax_head = SoftmaxHead(
+                width=width,
+                vocabulary=settings.vocabulary,
+                norm_eps=settings.norm_eps,
+                learned_norm=learned,
+            )
+        self.latent_projection = nn.Linear(settings.latent_width, width, bias=False)
+        self.backbone = Backbone(settings)
         self.head = DiffusionHead(
-            width=settings.width,
+            width=width,
             latent_width=settings.latent_width,
             depth=settings.head.depth,
             ffn_width=settings.head.ffn_width,
             norm_eps=settings.norm_eps,
+            learned_norm=learned,
         )
 
     def forward(
         self,
-        latents_BNZ: Tensor,
-        labels_B: Tensor,
+        batch: PackedBatch,
+        targets: Targets,
         *,
         noise: RowNoise,
         timesteps_per_token: int,
-        label_dropout: float,
     ) -> LossTerms:
-        """ℒ_Diff of Eq. 3. The backbone runs once; the head at M timesteps of every latent.
+        """The losses of a batch; `targets` = `find_targets(batch, …)`, noise keyed by document.
 
-        label_dropout is the share of rows that see the null label, for guidance.
+        The backbone runs once, the diffusion head at `timesteps_per_token` times of every scored
+        latent and nowhere else. Every head runs even where it has nothing to predict, so that all
+        ranks of a ZeRO group call the same modules.
         """
-        self._check(latents_BNZ)
-        latents_BNZ = latents_BNZ.float()
-        dropped_B = noise.uniform(Draw.LABEL_DROPOUT) < label_dropout
-        labels_B = torch.where(dropped_B, self.settings.classes, labels_B)
-        condition_BND = self.head.condition(self.hidden(latents_BNZ, labels_B))
-
-        count, width = latents_BNZ.shape[1:]
-        shape = (count, timesteps_per_token)
-        timesteps_BNM = noise.integers(Draw.TIMESTEP, self.process.settings.timesteps, *shape)
-        epsilon_BNMZ = noise.normal(Draw.DIFFUSION_NOISE, *shape, width)
-        clean_BN1Z = latents_BNZ.unsqueeze(2)
-        prediction_BNMZ = self.head(
-            self.process.noised(clean_BN1Z, timesteps_BNM, epsilon=epsilon_BNMZ),
-            timesteps_BNM,
-            condition=condition_BND.unsqueeze(2),
+        self._check(batch)
+        hidden_BTD = self.hidden(batch, ids_BT=targets.ids_BT)
+        hidden_PD = hidden_BTD.flatten(0, 1)
+        diffusion, times_LM, errors_LM = self._diffusion_loss(
+            batch, targets, hidden_PD, noise=noise, draws=timesteps_per_token
         )
-        target_BNMZ = self.process.target(clean_BN1Z, timesteps_BNM, epsilon=epsilon_BNMZ)
-        errors_BNM = (prediction_BNMZ.float() - target_BNMZ).square().mean(dim=-1)
-        return self._terms(errors_BNM, timesteps_BNM)
+        text = stop = diffusion.new_zeros(())
+        if self.settings.vocabulary is not None:
+            text = self._word_loss(hidden_PD, targets.text_W, targets.text_ids_W)
+            if self.settings.stop == "continue":
+                stop = self._word_loss(hidden_PD, targets.stop_W, targets.stop_ids_W)
+        bins = self.process.bin_of(times_LM, BINS).flatten()
+        empty = errors_LM.new_zeros(BINS)
+        return LossTerms(
+            torch.stack((diffusion, text, stop)),
+            targets.counts_3(timesteps_per_token),
+            empty.index_add(0, bins, errors_LM.flatten()),
+            empty.index_add(0, bins, torch.ones_like(errors_LM.flatten())),
+        )
 
-    def hidden(self, latents_BNZ: Tensor, labels_B: Tensor) -> Tensor:
-        """h (B, N, D): position i has seen the class and the latents before the i-th."""
-        first_B1D = self.embed_labels(labels_B)
+    def hidden(self, batch: PackedBatch, *, ids_BT: Tensor | None = None) -> Tensor:
+        """h (B, T - 1, D) of all but the last column, which predicts nothing.
+
+        `ids_BT` stands in for the batch's words, where a condition was dropped.
+        """
+        ids_BT = batch.ids_BT if ids_BT is None else ids_BT
+        x_BTD = self.embed(ids_BT[:, :-1], batch.latents_BTZ[:, :-1])
+        if self.settings.vocabulary is None:  # one document a row
+            return self.backbone(x_BTD)
         return self.backbone(
-            torch.cat((first_B1D, self.latent_projection(latents_BNZ[:, :-1])), dim=1)
+            x_BTD,
+            document_BT=batch.document_BT[:, :-1].contiguous(),
+            position_BT=batch.position_BT[:, :-1],
         )
 
-    def hidden_next(self, x_B1D: Tensor, *, cache: BackboneCache) -> Tensor:
-        """h (B, D) of one more position, given its embedding and the cache of those before."""
-        return self.backbone(x_B1D, cache=cache).squeeze(1)
+    def embed(self, ids_BT: Tensor, latents_BTZ: Tensor) -> Tensor:
+        """(B, T, D): the word's embedding, or the projection of the latent where ids are LATENT."""
+        words = self.class_embedding if self.settings.vocabulary is None else self.token_embedding
+        x_BTD = words(ids_BT.clamp(min=0))
+        projected_BTD = self.latent_projection(latents_BTZ.float())
+        is_latent_BT1 = (ids_BT == LATENT).unsqueeze(-1)
+        return torch.where(is_latent_BT1, projected_BTD.to(x_BTD.dtype), x_BTD)
 
-    def embed_labels(self, labels_B: Tensor) -> Tensor:
-        """(B,) labels, `settings.classes` for null → (B, 1, D)."""
-        return self.class_embedding(labels_B).unsqueeze(1)
+    def extend(self, ids_BT: Tensor, latents_BTZ: Tensor, *, cache: BackboneCache) -> Tensor:
+        """h (B, T, D) of T more positions, given the cache of those before."""
+        return self.backbone.extend(self.embed(ids_BT, latents_BTZ), cache=cache)
 
-    def embed_latent(self, latent_BZ: Tensor) -> Tensor:
-        """(B, Z) one latent → (B, 1, D)."""
-        return self.latent_projection(latent_BZ).unsqueeze(1)
+    def _diffusion_loss(
+        self,
+        batch: PackedBatch,
+        targets: Targets,
+        hidden_PD: Tensor,
+        *,
+        noise: RowNoise,
+        draws: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(ℒ_Diff of Eq. 3, the times (L, M), the errors (L, M) detached); L may be 0."""
+        index = targets.latent_L if len(targets.latent_L) else hidden_PD.new_zeros(1).long()
+        x0_L1Z = batch.latents_BTZ[:, 1:].flatten(0, 1)[index].float().unsqueeze(1)
+        own = noise.rows(batch.document_BT[:, 1:].flatten()[index].clamp(min=0))
+        own = own.at(batch.position_BT[:, 1:].flatten()[index])
+        uniforms_LM = own.uniform(Draw.TIMESTEP, draws)
+        times_LM = draw_times(uniforms_LM, settings=self.settings.diffusion)
+        epsilon_LMZ = own.normal(Draw.DIFFUSION_NOISE, draws, x0_L1Z.shape[-1])
+        prediction_LMZ = self.head(
+            self.process.noised(x0_L1Z, times_LM, epsilon=epsilon_LMZ),
+            times_LM,
+            condition=self.head.condition(hidden_PD[index]).unsqueeze(1),
+        )
+        target_LMZ = self.process.target(x0_L1Z, times_LM, epsilon=epsilon_LMZ)
+        errors_LM = (prediction_LMZ.float() - target_LMZ).square().mean(dim=-1)
+        if not len(targets.latent_L):
+            return errors_LM.sum() * 0.0, times_LM[:0], errors_LM.detach()[:0]
+        return errors_LM.sum(), times_LM, errors_LM.detach()
+
+    def _word_loss(self, hidden_PD: Tensor, index_W: Tensor, ids_W: Tensor) -> Tensor:
+        if not len(index_W):
+            first = torch.zeros(1, dtype=torch.int64, device=hidden_PD.device)
+            return self.softmax_head(hidden_PD[:1], first) * 0.0
+        return self.softmax_head(hidden_PD[index_W], ids_W)
 
     @staticmethod
     def sizes_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -119,49 +172,23 @@ class LatentLM(nn.Module):
         if "class_embedding.weight" in shapes:
             rows, sizes["width"] = shapes["class_embedding.weight"]
             sizes["classes"] = rows - 1
+        if "token_embedding.weight" in shapes:
+            sizes["vocabulary"], sizes["width"] = shapes["token_embedding.weight"]
         if "latent_projection.weight" in shapes:
             sizes["latent_width"] = shapes["latent_projection.weight"][1]
         layers = [name.split(".")[2] for name in shapes if name.startswith("backbone.layers.")]
         sizes["depth"] = len(set(layers))
         return sizes
 
-    def _terms(self, errors_BNM: Tensor, timesteps_BNM: Tensor) -> LossTerms:
-        detached = errors_BNM.detach().flatten()
-        bins = timesteps_BNM.flatten() * BINS // self.process.settings.timesteps
-        empty = detached.new_zeros(BINS)
-        return LossTerms(
-            total=errors_BNM.sum(),
-            count=detached.new_tensor(detached.numel()),
-            bin_sums_10=empty.index_add(0, bins, detached),
-            bin_counts_10=empty.index_add(0, bins, torch.ones_like(detached)),
-        )
-
-    def _check(self, latents_BNZ: Tensor) -> None:
-        expected = (self.settings.latent_count, self.settings.latent_width)
-        if latents_BNZ.shape[1:] != expected:
+    def _check(self, batch: PackedBatch) -> None:
+        width, count = self.settings.latent_width, self.settings.latent_count
+        if batch.latents_BTZ.shape[-1] != width:
             raise ValueError(
-                f"latents have shape {tuple(latents_BNZ.shape)}; the model needs (batch, "
-                f"latent_count, latent_width) = (batch, {expected[0]}, {expected[1]})"
+                f"latents have shape {tuple(batch.latents_BTZ.shape)}; the model needs latent_width"
+                f" = {width}: use the codec it was built for"
             )
-
-
-def flops_per_item(settings: LatentLMSettings, timesteps_per_token: int) -> int:
-    """Floating-point operations of forward and backward for one item (one image).
-
-    Convention: a product by an (m, n) matrix is 2 m n forward and twice that backward, so 6 per
-    weight and row; embeddings, norms and activations are free. Backbone and condition weights
-    meet N rows, the rest of the head N · M rows. Attention adds 12 N² D per layer: scores and
-    mixture of all N² pairs, although a causal kernel may skip half (the convention of PaLM,
-    appendix B). Recomputed activations do not count.
-    """
-    with torch.device("meta"):
-        model = LatentLM(settings)
-    weights = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    rows = settings.latent_count
-    products = 0
-    for name, count in weights.items():
-        if name.startswith("class_embedding"):
-            continue
-        many = name.startswith("head.") and not name.startswith("head.condition_projection")
-        products += 6 * count * rows * (timesteps_per_token if many else 1)
-    return products + 12 * rows**2 * settings.width * settings.depth
+        if self.settings.vocabulary is None and batch.ids_BT.shape[1] - 1 != count:
+            raise ValueError(
+                f"a row has {batch.ids_BT.shape[1] - 1} latents; the model needs latent_count ="
+                f" {count}: use the codec and image size it was built for"
+            )

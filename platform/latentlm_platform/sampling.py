@@ -37,7 +37,7 @@ def sample_images(request: SampleRequest) -> tuple[bytes, dict[str, Any]]:
         loaded = load(export)
     except ValueError as error:
         raise UserError(str(error)) from error
-    classes = _parse_classes(request.classes, loaded.model.settings.classes)
+    classes = _parse_classes(request.classes, loaded.model.settings.classes or 0)
     if request.count < 1:
         raise UserError(f"--count is {request.count}; give 1 or more images a class")
     sampler = load_experiment(export / "experiment.yaml").sample

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from latentlm.codec.contract import LatentPosterior
 from latentlm.generate import sample_latents
 from latentlm.load import load_codec, load_weights
 from latentlm.media import encode_png, tile_images
-from latentlm.models.latent_lm import LossTerms, flops_per_item
+from latentlm.models import LossTerms, Targets, find_targets, flops_per_item
 from latentlm.randomness import RowNoise
+from latentlm.sequence import PackedBatch, class_conditional
 from latentlm.signals import signal_to_pixels
 from latentlm_platform import checkpoints
 from latentlm_platform.errors import UserError
@@ -32,6 +33,7 @@ from latentlm_platform.experiment import Experiment, Optimizer
 from latentlm_platform.hardware import autocast_dtype, matmul_peak_flops, pick_device
 from latentlm_platform.journal import Journal
 from latentlm_platform.latent_cache import LatentCache
+from latentlm_platform.losses import StepSums, loss_means, shares
 from latentlm_platform.ordering import SampleOrder, Share
 from latentlm_platform.rows import Arrays
 from latentlm_platform.splits import Splits
@@ -40,7 +42,6 @@ from latentlm_platform.worker_group import note_end, stop_requested
 from latentlm_platform.zero import ZeroEngine
 
 VALIDATION_EPOCH = 2**31  # keys the noise of validation apart from every training epoch's
-TIMESTEP_BINS = 10
 SHOWN_CLASSES, SHOWN_ROWS = 10, 2
 
 
@@ -75,10 +76,9 @@ class ModelTraining:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Latents ready for the model (normalised, noise drawn), their labels and their noise."""
+    """Documents ready for the model (normalised, noise drawn), and the noise of each."""
 
-    latents_BNZ: Tensor
-    labels_B: Tensor
+    packed: PackedBatch
     noise: RowNoise
 
 
@@ -101,7 +101,8 @@ class ModelWorker:
         self.codec = load_codec(training.codec_folder).to(self.device).eval()
         self.share = Share(self.train.batch_size, self.rank, self.workers, self.train.accumulation)
         settings = self.experiment.model_settings()
-        self.latent_count = settings.latent_count
+        self.latent_count = settings.latent_count or 0
+        self.loss_weights = (self.train.alpha, 1.0, self.train.stop_weight)
         self.flops_per_item = flops_per_item(settings, self.train.timesteps_per_token)
         self.engine = self._start_engine()
         self.journal = Journal(training.folder / "journal.jsonl")
@@ -111,6 +112,7 @@ class ModelWorker:
     def _start_engine(self) -> ZeroEngine:
         torch.manual_seed(self.experiment.seed)
         model = build_model(self.experiment.model_settings())
+        model.backbone.recompute = self.train.activation_checkpointing
         if self.experiment.model.initial_weights is not None:
             load_weights(model, Path(self.experiment.model.initial_weights))
         dtype = autocast_dtype(self.train.precision, self.device)
@@ -199,39 +201,48 @@ class ModelWorker:
         )
         posterior = LatentPosterior(tensors["mean"], tensors.get("std"))
         latents_BNZ = self.codec.normalise(self.codec.draw(posterior, noise=noise))
-        return LatentBatch(latents_BNZ, tensors["labels"], noise)
+        return LatentBatch(class_conditional(latents_BNZ, tensors["labels"]), noise)
 
     def _train_step(self, micro_batches: list[LatentBatch]) -> bool:
         """One optimizer step; whether a stop was asked for."""
         learning_rate = learning_rate_at(self.step, self.train.steps, self.train.optimizer)
-        wishes = [
-            float(sum(batch.latents_BNZ.shape[0] for batch in micro_batches)),
-            float(self.rank == 0 and stop_requested(self.training.folder)),
-        ]
-        items, stop = self._summed(torch.tensor(wishes, dtype=torch.float64)).tolist()
-        terms = self.latent_count * self.train.timesteps_per_token
+        targets = [self._targets(batch, self.train.label_dropout) for batch in micro_batches]
+        wishes = torch.stack([t.counts_3(self.train.timesteps_per_token) for t in targets]).sum(0)
+        stop = wishes.new_tensor([self.rank == 0 and stop_requested(self.training.folder)])
+        *counts, stops = self._summed(torch.cat((wishes, stop))).tolist()
+        # times the number of ranks, over which ZeRO averages gradients
+        weights = self.workers * shares(counts, self.loss_weights).to(self.device)
         sums = StepSums()
-        for batch in micro_batches:
-            loss = self._loss(batch)
+        for batch, target in zip(micro_batches, targets, strict=True):
+            loss = self._loss(batch, target)
             sums.add(loss)
-            self.engine.backward(loss.total * (self.workers / (items * terms)))
+            self.engine.backward(loss.sums_3 @ weights)
             self.engine.micro_step(learning_rate=learning_rate)
-        reduced = self._summed(sums.vector())
+        means = self._means(sums)
         self.step += 1
-        self._check_finite(float(reduced[0] / reduced[1]), self.engine.gradient_norm())
+        self._check_finite(means["loss"], self.engine.gradient_norm())
         if self.rank == 0:
             now = time.perf_counter()
-            self._journal_step(reduced, learning_rate, items=items, elapsed=now - self.clock)
+            self._journal_step(means, learning_rate, elapsed=now - self.clock)
             self.clock = now
-        return stop > 0
+        return stops > 0
 
-    def _loss(self, batch: LatentBatch, *, label_dropout: float | None = None) -> LossTerms:
+    def _targets(self, batch: LatentBatch, dropout: float) -> Targets:
+        settings = self.experiment.model_settings()
+        return find_targets(
+            batch.packed, settings, noise=batch.noise, condition_dropout=dropout
+        )
+
+    def _means(self, sums: StepSums) -> dict[str, float]:
+        """The losses over all ranks."""
+        return loss_means(self._summed(sums.vector()), self.loss_weights)
+
+    def _loss(self, batch: LatentBatch, targets: Targets) -> LossTerms:
         terms: LossTerms = self.engine(
-            batch.latents_BNZ,
-            batch.labels_B,
+            batch.packed,
+            targets,
             noise=batch.noise,
             timesteps_per_token=self.train.timesteps_per_token,
-            label_dropout=self.train.label_dropout if label_dropout is None else label_dropout,
         )
         return terms
 
@@ -245,18 +256,16 @@ class ModelWorker:
             )
 
     def _journal_step(
-        self, sums: Tensor, learning_rate: float, *, items: float, elapsed: float
+        self, means: dict[str, float], learning_rate: float, *, elapsed: float
     ) -> None:
-        rate = items / elapsed
-        metrics = {
-            "loss": float(sums[0] / sums[1]),
+        rate = self.train.batch_size / elapsed
+        metrics = means | {
             "learning_rate": learning_rate,
             "gradient_norm": self.engine.gradient_norm(),
             "images_per_s": rate,
             "tokens_per_s": rate * self.latent_count,
             "mfu": rate * self.flops_per_item / (self.peak_flops * self.workers),
         }
-        metrics |= timestep_bins(sums)
         self.journal.write(step=self.step, metrics=metrics)
 
     @torch.no_grad()
@@ -265,10 +274,9 @@ class ModelWorker:
         sums = StepSums()
         with self.engine.averaged_weights():
             for batch in self._held_out():
-                sums.add(self._loss(batch, label_dropout=0.0))
+                sums.add(self._loss(batch, self._targets(batch, 0.0)))
             self._show_samples()
-        reduced = self._summed(sums.vector())
-        self.validation_loss, self.validated = float(reduced[0] / reduced[1]), self.step
+        self.validation_loss, self.validated = self._means(sums)["loss"], self.step
         if self.rank == 0:
             self.journal.write(step=self.step, metrics={"validation_loss": self.validation_loss})
 
@@ -363,29 +371,6 @@ class Autocast(nn.Module):
         on = self.dtype is not None
         with torch.autocast(self.device_type, self.dtype) if on else contextlib.nullcontext():
             return self.model(*inputs, **named)
-
-
-@dataclass
-class StepSums:
-    """Loss sums and counts of this rank's micro-batches, whole and by timestep tenth."""
-
-    total: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
-    bins: Tensor = field(default_factory=lambda: torch.zeros(2, TIMESTEP_BINS, dtype=torch.float64))
-
-    def add(self, loss: LossTerms) -> None:
-        self.total += torch.stack([loss.total.detach().double(), loss.count.double()]).cpu()
-        self.bins += torch.stack([loss.bin_sums_10, loss.bin_counts_10]).double().cpu()
-
-    def vector(self) -> Tensor:
-        """[sum, count, 10 bin sums, 10 bin counts]: what ranks add up."""
-        return torch.cat([self.total, self.bins.flatten()])
-
-
-def timestep_bins(sums: Tensor) -> dict[str, float]:
-    """Mean loss by timestep tenth, from a reduced `StepSums.vector()`; empty bins are left out."""
-    bin_sums, bin_counts = sums[2:].view(2, TIMESTEP_BINS)
-    pairs = enumerate(zip(bin_sums.tolist(), bin_counts.tolist(), strict=True))
-    return {f"loss_timestep_bin_{i}": total / n for i, (total, n) in pairs if n}
 
 
 def learning_rate_at(step: int, steps: int, optimizer: Optimizer) -> float:

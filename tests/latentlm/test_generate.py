@@ -7,8 +7,9 @@ import torch
 
 from latentlm.diffusion.samplers import dpm_solver_pp_2m, sample_x
 from latentlm.generate import sample_latents
-from latentlm.models import LatentLM
+from latentlm.models import LatentLM, find_targets
 from latentlm.randomness import Draw, RowNoise
+from latentlm.sequence import class_conditional
 from latentlm.settings import HeadSettings, LatentLMSettings, SamplerSettings
 
 SETTINGS = LatentLMSettings(
@@ -63,13 +64,16 @@ def sample_without_cache(model: LatentLM) -> torch.Tensor:
     table = dpm_solver_pp_2m(model.process, steps=SAMPLER.steps)
     latents = torch.zeros(5, 6, 4)
     for position in range(6):
-        noise = make_noise().at(position).normal(Draw.INITIAL_NOISE, 4) * SAMPLER.temperature
-        states = [model.hidden(latents, labels)[:, position] for labels in (LABELS, null)]
+        noise = make_noise().at(position + 1).normal(Draw.INITIAL_NOISE, 4) * SAMPLER.temperature
+        states = [
+            model.hidden(class_conditional(latents, labels))[:, position]
+            for labels in (LABELS, null)
+        ]
 
         def denoise(
             x: torch.Tensor, index: int, states: list[torch.Tensor] = states
         ) -> torch.Tensor:
-            timesteps = torch.full((5,), table[index].timestep)
+            timesteps = torch.full((5,), table[index].time)
             conditional, unconditional = (
                 model.head(x, timesteps, condition=model.head.condition(state)) for state in states
             )
@@ -83,7 +87,7 @@ def test_cached_sampling_is_sampling_without_a_cache(model: LatentLM) -> None:
     torch.testing.assert_close(sample(model), sample_without_cache(model), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", ["dpm_solver_pp_2m", "ddim", "ddpm"])
+@pytest.mark.parametrize("solver", ["dpm_solver_pp_2m", "ddim", "ddpm", "heun"])
 def test_a_batch_samples_what_its_rows_sample_alone(model: LatentLM, solver: str) -> None:
     sampler = dataclasses.replace(SAMPLER, solver=solver)
     whole = sample(model, sampler=sampler)
@@ -150,8 +154,10 @@ def test_a_tiny_model_learns_two_classes() -> None:
         ids = torch.arange(32) + 32 * step
         noise, labels = RowNoise(seed=0, ids_B=ids), ids % 2
         latents = means_BNZ[labels] + 0.3 * noise.normal(Draw.CODEC_NOISE, 4, 4)
-        terms = model(latents, labels, noise=noise, timesteps_per_token=4, label_dropout=0.1)
-        loss = terms.total / terms.count
+        batch = class_conditional(latents, labels)
+        targets = find_targets(batch, model.settings, noise=noise, condition_dropout=0.1)
+        terms = model(batch, targets, noise=noise, timesteps_per_token=4)
+        loss = terms.sums_3[0] / terms.counts_3[0]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

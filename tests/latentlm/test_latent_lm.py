@@ -1,4 +1,4 @@
-"""LatentLM: the paper's sizes, the loss term by term, and what may not change it."""
+"""Class-conditional LatentLM: the loss term by term, and what may not change it."""
 
 import dataclasses
 
@@ -8,9 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentlm.catalogue import build_model, parameter_count
-from latentlm.models import LatentLM, flops_per_item
-from latentlm.models.latent_lm import LossTerms
+from latentlm.diffusion.timesteps import draw_times
+from latentlm.models import LatentLM, LossTerms, find_targets, flops_per_item
 from latentlm.randomness import Draw, RowNoise
+from latentlm.sequence import class_conditional
 from latentlm.settings import DiffusionSettings, HeadSettings, LatentLMSettings, SamplerSettings
 
 SMALL = LatentLMSettings(
@@ -28,7 +29,7 @@ SMALL = LatentLMSettings(
 def make_model(settings: LatentLMSettings = SMALL) -> LatentLM:
     """A model whose zero-initialised weights are not zero, so that everything acts."""
     torch.manual_seed(0)
-    model = build_model(settings)
+    model = LatentLM(settings)
     for weight in (model.head.modulation.weight, model.head.output.weight):
         torch.nn.init.normal_(weight, std=0.2)
     return model
@@ -46,13 +47,10 @@ def compute_loss(
 ) -> LossTerms:
     latents, labels, ids = make_batch()
     noise = RowNoise(seed=9, ids_B=ids[rows], epochs_B=2)
-    return model(
-        latents[rows],
-        labels[rows],
-        noise=noise,
-        timesteps_per_token=draws,
-        label_dropout=dropout,
-    )
+    batch = class_conditional(latents[rows], labels[rows])
+    targets = find_targets(batch, model.settings, noise=noise, condition_dropout=dropout)
+    terms: LossTerms = model(batch, targets, noise=noise, timesteps_per_token=draws)
+    return terms
 
 
 @pytest.mark.parametrize(
@@ -81,13 +79,20 @@ def test_parameter_counts_are_the_papers(
     assert parameter_count(settings) == pytest.approx(millions * 1e6, rel=2e-4)
 
 
-def test_loss_is_the_sum_written_out() -> None:
-    model = make_model()
+@pytest.mark.parametrize(
+    "diffusion",
+    [
+        DiffusionSettings(),
+        DiffusionSettings(timestep_draw="stratified"),
+        DiffusionSettings(process="flow", prediction="velocity", timestep_law="logit_normal"),
+    ],
+    ids=["ddpm", "stratified", "flow"],
+)
+def test_loss_is_the_sum_written_out(diffusion: DiffusionSettings) -> None:
+    model = make_model(dataclasses.replace(SMALL, diffusion=diffusion))
     latents, labels, ids = make_batch()
     noise = RowNoise(seed=9, ids_B=ids, epochs_B=2)
     terms = compute_loss(model)
-    timesteps = noise.integers(Draw.TIMESTEP, 1000, 5, 3)
-    epsilon = noise.normal(Draw.DIFFUSION_NOISE, 5, 3, 4)
     dropped = noise.uniform(Draw.LABEL_DROPOUT) < 0.3
     assert 0 < dropped.sum() < 6
     total, sums, counts = 0.0, torch.zeros(10), torch.zeros(10)
@@ -97,19 +102,26 @@ def test_loss_is_the_sum_written_out() -> None:
             sequence = [model.class_embedding(label)]
             for position in range(5):
                 hidden = model.backbone(torch.stack(sequence, dim=1))[:, -1]
-                for draw in range(3):
-                    t = timesteps[row, position, draw]
-                    alpha, sigma = model.process.alphas[t], model.process.sigmas[t]
-                    x0, noise_Z = latents[row, position], epsilon[row, position, draw]
-                    x_t = alpha * x0 + sigma * noise_Z
-                    v = model.head(x_t[None], t[None], condition=model.head.condition(hidden))
-                    error = float((v[0] - (alpha * noise_Z - sigma * x0)).square().mean())
+                own = noise.rows(torch.tensor([row])).at(position + 1)
+                times = draw_times(own.uniform(Draw.TIMESTEP, 3), settings=diffusion)[0]
+                epsilon = own.normal(Draw.DIFFUSION_NOISE, 3, 4)[0]
+                for time, noise_Z in zip(times, epsilon, strict=True):
+                    t, x0 = float(time), latents[row, position]
+                    if diffusion.process == "ddpm":
+                        alpha, sigma = model.process.alphas[int(t)], model.process.sigmas[int(t)]
+                        target = alpha * noise_Z - sigma * x0
+                    else:
+                        alpha, sigma = 1 - t / 1000, t / 1000
+                        target = noise_Z - x0
+                    condition = model.head.condition(hidden)
+                    seen = model.head(alpha * x0 + sigma * noise_Z, time[None], condition=condition)
+                    error = float((seen[0] - target).square().mean())
                     total += error
-                    sums[t // 100] += error
-                    counts[t // 100] += 1
+                    sums[int(t // 100)] += error
+                    counts[int(t // 100)] += 1
                 sequence.append(model.latent_projection(latents[row : row + 1, position]))
-    assert terms.total.item() == pytest.approx(total, rel=1e-5)
-    assert terms.count.item() == 6 * 5 * 3
+    assert terms.sums_3[0].item() == pytest.approx(total, rel=1e-5)
+    assert terms.counts_3.tolist() == [6 * 5 * 3, 0, 0]
     torch.testing.assert_close(terms.bin_sums_10, sums)
     torch.testing.assert_close(terms.bin_counts_10, counts)
 
@@ -117,12 +129,12 @@ def test_loss_is_the_sum_written_out() -> None:
 def test_batches_add_up_to_the_whole_and_so_do_gradients() -> None:
     model = make_model()
     whole = compute_loss(model)
-    whole.total.backward()
+    whole.sums_3[0].backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     parts = [compute_loss(model, slice(0, 1)), compute_loss(model, slice(1, 6))]
     for part in parts:
-        part.total.backward()
+        part.sums_3[0].backward()
     for name in LossTerms._fields:
         summed = sum(getattr(part, name) for part in parts)
         torch.testing.assert_close(summed, getattr(whole, name), rtol=1e-5, atol=1e-5)
@@ -135,7 +147,7 @@ def test_a_target_never_reaches_its_own_condition_or_an_earlier_one() -> None:
     model = make_model()
     latents, labels, _ = make_batch(1)
     latents.requires_grad_()
-    condition = model.head.condition(model.hidden(latents, labels))
+    condition = model.head.condition(model.hidden(class_conditional(latents, labels)))
     for position in range(5):
         (gradient,) = torch.autograd.grad(condition[0, position].sum(), latents, retain_graph=True)
         reach = gradient[0].abs().sum(-1)
@@ -145,19 +157,19 @@ def test_a_target_never_reaches_its_own_condition_or_an_earlier_one() -> None:
 
 def test_label_dropout_of_one_hides_every_label_and_of_zero_none() -> None:
     model = make_model()
-    compute_loss(model, dropout=1.0).total.backward()
+    compute_loss(model, dropout=1.0).sums_3[0].backward()
     seen = model.class_embedding.weight.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
     assert seen.tolist() == [False, False, False, True]
     model.zero_grad()
-    compute_loss(model, dropout=0.0).total.backward()
+    compute_loss(model, dropout=0.0).sums_3[0].backward()
     seen = model.class_embedding.weight.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
     assert seen.tolist() == [True, True, True, False]
 
 
 def test_loss_starts_at_the_power_of_the_target() -> None:
     torch.manual_seed(0)
-    terms = compute_loss(build_model(SMALL), draws=200)  # the head starts at 0, v has power 1
-    assert (terms.total / terms.count).item() == pytest.approx(1, rel=0.1)
+    terms = compute_loss(LatentLM(SMALL), draws=200)  # the head starts at 0, v has power 1
+    assert (terms.sums_3[0] / terms.counts_3[0]).item() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize("prediction", ["v", "epsilon", "x0"])
@@ -167,37 +179,35 @@ def test_autocast_keeps_the_loss_in_fp32_and_close(prediction: str) -> None:
     exact = compute_loss(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = compute_loss(model)
-    terms.total.backward()
-    assert {tensor.dtype for tensor in terms} == {torch.float32}
-    assert terms.total.item() == pytest.approx(exact.total.item(), rel=0.02)
+    terms.sums_3[0].backward()
+    assert {terms.sums_3.dtype, terms.bin_sums_10.dtype} == {torch.float32}
+    assert terms.sums_3[0].item() == pytest.approx(exact.sums_3[0].item(), rel=0.02)
 
 
 def test_flops_agree_with_torchs_counter() -> None:
     settings = dataclasses.replace(SMALL, width=256, heads=4, latent_count=64, ffn_width=512)
     settings = dataclasses.replace(settings, latent_width=16)
-    with torch.device("meta"):
-        model = LatentLM(settings)
-        noise = RowNoise(seed=0, ids_B=torch.arange(2))
-        latents, labels = torch.empty(2, 64, 16), torch.zeros(2, dtype=torch.int64)
+    model, noise = LatentLM(settings), RowNoise(seed=0, ids_B=torch.arange(2))
+    batch = class_conditional(torch.zeros(2, 64, 16), torch.zeros(2, dtype=torch.int64))
+    targets = find_targets(batch, settings, noise=noise, condition_dropout=0.0)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
-        terms = model(latents, labels, noise=noise, timesteps_per_token=4, label_dropout=0.0)
-        terms.total.backward()
+        terms = model(batch, targets, noise=noise, timesteps_per_token=4)
+        terms.sums_3[0].backward()
     # torch leaves out gradients by inputs that need none: the first product of three networks
     assert flops_per_item(settings, 4) == pytest.approx(counter.get_total_flops() / 2, rel=0.04)
 
 
 def test_wrong_shapes_and_kinds_are_named() -> None:
-    noise = RowNoise(seed=0, ids_B=torch.arange(2))
-    with pytest.raises(ValueError, match=r"latents have shape \(2, 5, 8\); the model needs"):
-        make_model()(
-            torch.zeros(2, 5, 8),
-            torch.zeros(2, dtype=torch.int64),
-            noise=noise,
-            timesteps_per_token=1,
-            label_dropout=0.0,
-        )
-    with pytest.raises(
-        ValueError, match="settings SamplerSettings are of none of the kinds latent_lm"
+    model, noise = make_model(), RowNoise(seed=0, ids_B=torch.arange(2))
+    labels = torch.zeros(2, dtype=torch.int64)
+    for latents, words in (
+        (torch.zeros(2, 5, 8), "needs latent_width = 4"),
+        (torch.zeros(2, 6, 4), "6 latents; the model needs latent_count = 5"),
     ):
+        batch = class_conditional(latents, labels)
+        targets = find_targets(batch, SMALL, noise=noise, condition_dropout=0.0)
+        with pytest.raises(ValueError, match=words):
+            model(batch, targets, noise=noise, timesteps_per_token=1)
+    with pytest.raises(ValueError, match="settings SamplerSettings are of none of the kinds"):
         build_model(SamplerSettings())  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from latentlm.catalogue import build_codec, build_model
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.load import load, load_codec, load_weights, save_codec, save_export
 from latentlm.models import LatentLM
+from latentlm.sequence import class_conditional
 from latentlm.settings import (
     DiagonalGaussianVariance,
     DiffusionSettings,
@@ -87,8 +88,9 @@ def test_codecs_come_back_with_their_own_variance(tmp_path: Path, variance: obje
 
 
 def test_a_loaded_model_can_be_trained_on(export: Path) -> None:
-    model, _, _ = load(export)
-    model.hidden(torch.randn(1, 4, 4), torch.tensor([0])).sum().backward()
+    model = load(export).model
+    batch = class_conditional(torch.randn(1, 4, 4), torch.tensor([0]))
+    model.hidden(batch).sum().backward()
     assert model.latent_projection.weight.grad is not None
 
 

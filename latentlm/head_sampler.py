@@ -1,0 +1,141 @@
+"""A latent for each hidden state: the diffusion head's whole solver loop, with guidance (§2.1).
+
+Everything that does not depend on the noisy latent is computed once: solver coefficients and
+timestep embeddings a decoding, modulations a latent. On CUDA the loop is captured as a graph.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentlm.diffusion.samplers import (
+    guidance_table,
+    guided,
+    guided_steps,
+    sample_x,
+    solver_table,
+)
+from latentlm.models import LatentLM
+from latentlm.randomness import Draw, RowNoise
+from latentlm.settings import SamplerSettings
+
+WARM_UPS = 3  # calls before a capture, so that allocator and kernels have settled
+
+
+@dataclass
+class _Captured:
+    """A CUDA graph of one loop, and the memory it reads and writes."""
+
+    graph: Any
+    hidden_PD: Tensor
+    initial_KZ: Tensor
+    latents_KZ: Tensor
+
+
+@dataclass
+class _Guidance:
+    """The scales (S, K) of one set of rows, and which rows have a twin."""
+
+    scales_SK: Tensor
+    rows: Tensor
+    captured: _Captured | None = None
+
+
+class HeadSampler:
+    """One model's head under one `SamplerSettings`; `compiled` compiles it with torch.compile."""
+
+    def __init__(self, model: LatentLM, sampler: SamplerSettings, *, compiled: bool) -> None:
+        self.head, self.sampler = model.head, sampler
+        self.width = model.settings.latent_width
+        self.table = solver_table(model.process, sampler)
+        self.times = [step.time for step in self.table]
+        self.timesteps = model.process.settings.timesteps
+        self.active = guided_steps(
+            self.times, process_timesteps=self.timesteps, interval=sampler.guidance_interval
+        )
+        device = model.latent_projection.weight.device
+        self.embedding_S1D = self.head.embed_timesteps(
+            torch.tensor(self.times, device=device)
+        ).unsqueeze(1)
+        self.denoise: Callable[..., Tensor] = self.head.denoise
+        if compiled:
+            self.denoise = torch.compile(self.head.denoise, dynamic=False)
+        self.guidances: dict[tuple[tuple[float, ...], tuple[int, ...]], _Guidance] = {}
+
+    def sample(
+        self, hidden_PD: Tensor, *, scales: list[float], guided_rows: list[int], noise: RowNoise
+    ) -> Tensor:
+        """Latents (K, Z) fp32 for K rows: hidden states of the K rows, then of the null twins.
+
+        `scales` has one guidance scale a row, `guided_rows` the rows that have a twin, in the
+        order of the twins; noise is keyed by row.
+        """
+        guidance = self._guidance(scales, guided_rows, hidden_PD.device)
+        initial_KZ = noise.normal(Draw.INITIAL_NOISE, self.width) * self.sampler.temperature
+        if hidden_PD.is_cuda and not any(step.fresh for step in self.table):
+            return self._replay(guidance, hidden_PD, initial_KZ)
+        return self._solve(guidance, hidden_PD, initial_KZ, noise)
+
+    def _solve(
+        self, guidance: _Guidance, hidden_PD: Tensor, initial_KZ: Tensor, noise: RowNoise | None
+    ) -> Tensor:
+        condition_PD = self.head.condition(hidden_PD)
+        modulation_SPR = self.head.modulate(condition_PD, self.embedding_S1D)
+        rows = len(initial_KZ)
+
+        def denoise(x: Tensor, index: int) -> Tensor:
+            modulation_PR = modulation_SPR[index]
+            if len(x) == rows < len(modulation_PR):  # a step without guidance
+                modulation_PR = modulation_PR[:rows]
+            return self.denoise(x, modulation_PR)
+
+        def fresh(index: int) -> Tensor:
+            assert noise is not None  # only tables without fresh noise are captured
+            return noise.at(index).normal(Draw.ANCESTRAL_NOISE, self.width)
+
+        return sample_x(
+            guided(denoise, scales_SB=guidance.scales_SK, rows=guidance.rows, active_S=self.active),
+            initial_KZ,
+            steps=self.table,
+            fresh=fresh,
+        )
+
+    def _guidance(
+        self, scales: list[float], guided_rows: list[int], device: torch.device
+    ) -> _Guidance:
+        """Built once for each set of rows: decoding asks for the same one again and again."""
+        key = (tuple(scales), tuple(guided_rows))
+        if key not in self.guidances:
+            table_SK = guidance_table(
+                torch.tensor(scales, device=device),
+                times_S=self.times,
+                process_timesteps=self.timesteps,
+                interval=self.sampler.guidance_interval,
+            )
+            self.guidances[key] = _Guidance(table_SK, torch.tensor(guided_rows, device=device))
+        return self.guidances[key]
+
+    def _replay(self, guidance: _Guidance, hidden_PD: Tensor, initial_KZ: Tensor) -> Tensor:
+        """The same loop as one CUDA graph: its kernels are too small to launch one by one."""
+        if guidance.captured is None:
+            guidance.captured = self._capture(guidance, hidden_PD.clone(), initial_KZ.clone())
+        captured = guidance.captured
+        captured.hidden_PD.copy_(hidden_PD)
+        captured.initial_KZ.copy_(initial_KZ)
+        captured.graph.replay()
+        return captured.latents_KZ.clone()
+
+    def _capture(self, guidance: _Guidance, hidden_PD: Tensor, initial_KZ: Tensor) -> _Captured:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._solve(guidance, hidden_PD, initial_KZ, None)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            latents_KZ = self._solve(guidance, hidden_PD, initial_KZ, None)
+        return _Captured(graph, hidden_PD, initial_KZ, latents_KZ)

@@ -1,0 +1,119 @@
+"""What a packed batch is trained to predict: which latents, which words, which stop decisions."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentlm.randomness import Draw, RowNoise
+from latentlm.sequence import LATENT, PADDING, PackedBatch
+from latentlm.settings import LatentLMSettings
+from latentlm.vocabulary import special_ids
+
+
+class Targets(NamedTuple):
+    """Indices are of states in the flattened (B · (T - 1)) columns that predict something.
+
+    ids_BT: the batch's words after condition dropout. latent_L: states whose next element is a
+    scored latent. text_W, text_ids_W: states whose next element is a scored word, and the word.
+    stop_W, stop_ids_W: with `stop: continue`, states at latents, and CONTINUE or EOD.
+    """
+
+    ids_BT: Tensor
+    latent_L: Tensor
+    text_W: Tensor
+    text_ids_W: Tensor
+    stop_W: Tensor
+    stop_ids_W: Tensor
+
+    def counts_3(self, timesteps_per_token: int) -> Tensor:
+        """fp64 (3,): terms of ℒ_Diff, ℒ_LM and the stop loss; the order of models.LOSSES."""
+        sizes = (len(self.latent_L) * timesteps_per_token, len(self.text_W), len(self.stop_W))
+        return torch.tensor(sizes, dtype=torch.float64, device=self.ids_BT.device)
+
+
+def find_targets(
+    batch: PackedBatch,
+    settings: LatentLMSettings,
+    *,
+    noise: RowNoise,
+    condition_dropout: float,
+) -> Targets:
+    """The targets of a batch; noise keyed by document.
+
+    condition_dropout is the share of documents that see no condition, for guidance: the label, or
+    the words before the first latent, become the null label or PAD and are no targets themselves.
+    """
+    ids_BT, hidden_BT = _drop_conditions(batch, settings, noise=noise, share=condition_dropout)
+    document_BT = batch.document_BT
+    predicted_BT = (document_BT[:, 1:] == document_BT[:, :-1]) & (document_BT[:, 1:] != PADDING)
+    predicted_BT = predicted_BT & batch.scored_BT[:, 1:] & ~hidden_BT[:, 1:]
+    next_BT = batch.ids_BT[:, 1:]
+    to_latent_BT, at_latent_BT = next_BT == LATENT, batch.ids_BT[:, :-1] == LATENT
+    words_BT = predicted_BT & ~to_latent_BT
+    nothing = torch.zeros(0, dtype=torch.int64, device=ids_BT.device)
+    stop_W, stop_ids_W = nothing, nothing
+    if settings.vocabulary is None:
+        words_BT = torch.zeros_like(words_BT)
+    elif settings.stop == "continue":
+        special = special_ids(settings.vocabulary)
+        decisions_BT = predicted_BT & at_latent_BT & (to_latent_BT | (next_BT == special.eod))
+        words_BT = words_BT & ~decisions_BT
+        stop_W = _places(decisions_BT)
+        stop_ids_W = next_BT.flatten()[stop_W]
+        stop_ids_W = torch.where(stop_ids_W == LATENT, special.go_on, stop_ids_W)
+    text_W = _places(words_BT)
+    return Targets(
+        ids_BT,
+        _places(predicted_BT & to_latent_BT),
+        text_W,
+        next_BT.flatten()[text_W],
+        stop_W,
+        stop_ids_W,
+    )
+
+
+def null_ids(ids: Tensor, settings: LatentLMSettings) -> Tensor:
+    """Elements as a model without condition sees them.
+
+    A label is the null label, a word PAD; latents, BOD and EOD stay.
+    """
+    if settings.vocabulary is None:
+        return torch.where(ids == LATENT, ids, settings.classes or 0)
+    special = special_ids(settings.vocabulary)
+    kept = (ids == LATENT) | (ids == special.bod) | (ids == special.eod)
+    return torch.where(kept, ids, special.pad)
+
+
+def _drop_conditions(
+    batch: PackedBatch, settings: LatentLMSettings, *, noise: RowNoise, share: float
+) -> tuple[Tensor, Tensor]:
+    """(ids after dropout, bool (B, T) where a word was hidden)."""
+    nowhere = torch.zeros_like(batch.scored_BT)
+    if share == 0:
+        return batch.ids_BT, nowhere
+    if settings.vocabulary is None:  # one document a row, its label first
+        hidden_BT = nowhere.clone()
+        hidden_BT[:, 0] = noise.uniform(Draw.LABEL_DROPOUT) < share
+    else:
+        hidden_BT = _before_first_latent(batch, documents=len(noise))
+        dropped_N = noise.uniform(Draw.LABEL_DROPOUT) < share
+        hidden_BT = hidden_BT & dropped_N[batch.document_BT.clamp(min=0)]
+    ids_BT = torch.where(hidden_BT, null_ids(batch.ids_BT, settings), batch.ids_BT)
+    return ids_BT, hidden_BT & (ids_BT != batch.ids_BT)
+
+
+def _before_first_latent(batch: PackedBatch, *, documents: int) -> Tensor:
+    """bool (B, T): a word before its document's first latent; none in documents of words alone."""
+    document_P, position_P = batch.document_BT.flatten(), batch.position_BT.flatten()
+    latents = (batch.ids_BT.flatten() == LATENT) & (document_P != PADDING)
+    far = torch.iinfo(torch.int64).max
+    first_N = torch.full((documents,), far, dtype=torch.int64, device=document_P.device)
+    first_N = first_N.scatter_reduce(0, document_P[latents], position_P[latents], "amin")
+    first_N = torch.where(first_N == far, 0, first_N)
+    before_P = (position_P < first_N[document_P.clamp(min=0)]) & (document_P != PADDING)
+    return before_P.view_as(batch.ids_BT)
+
+
+def _places(chosen_BT: Tensor) -> Tensor:
+    return chosen_BT.flatten().nonzero().squeeze(1)

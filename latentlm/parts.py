@@ -1,0 +1,119 @@
+"""What people hold, as documents and back: text, class labels, pictures, sounds ↔ spans.
+
+A part is a `str`, an `int` (class label), a picture (uint8, rows x columns x channels) or a sound
+(fp32 samples in [-1, 1]). A document is a list of parts.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from latentlm.codec.contract import Codec
+from latentlm.models import LatentLM
+from latentlm.randomness import RowNoise
+from latentlm.sequence import Document, LatentSpan, TextSpan
+from latentlm.signals import pixels_to_signal, signal_to_pixels
+from latentlm.vocabulary import Vocabulary
+
+Picture: TypeAlias = npt.NDArray[np.uint8]
+Sound: TypeAlias = npt.NDArray[np.float32]
+Part: TypeAlias = str | int | Picture | Sound
+
+PART_POSITIONS = 2**20  # keys the σ of a document's parts apart from the noise of what is decoded
+
+
+class Speaks(Protocol):
+    """A model with its codec and, where it has text, its vocabulary."""
+
+    @property
+    def model(self) -> LatentLM: ...
+
+    @property
+    def codec(self) -> Codec: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary | None: ...
+
+
+def to_document(
+    parts: Sequence[Part], loaded: Speaks, *, noise: RowNoise, ask_signal: bool = False
+) -> Document:
+    """Parts as spans; signals are encoded with the codec's own noise, keyed by their place.
+
+    ask_signal ends the document with BOD, so that a model with text goes on with a signal. Raises
+    ValueError for parts that this model does not know.
+    """
+    spans: list[TextSpan | LatentSpan] = []
+    for place, part in enumerate(parts):
+        if isinstance(part, str):
+            spans.append(_words(_vocabulary(loaded, part).encode(part)))
+        elif isinstance(part, int | np.integer):
+            spans.append(_label(int(part), loaded.model))
+        else:
+            span = _latents(part, loaded, noise=noise.at(PART_POSITIONS + place))
+            special = _vocabulary(loaded, "a signal").special
+            spans += [_words([special.bod]), span, _words([special.eod])]
+    if ask_signal and loaded.model.settings.vocabulary is not None:
+        spans.append(_words([_vocabulary(loaded, "a signal").special.bod]))
+    if not sum(len(span) for span in spans):
+        raise ValueError("a prompt has no elements; give text, a class label or a signal")
+    return tuple(spans)
+
+
+def to_parts(document: Document, loaded: Speaks) -> list[Part]:
+    """Spans as parts: words joined to text, each run of latents decoded to a picture or sound."""
+    parts: list[Part] = []
+    for span in document:
+        if isinstance(span, LatentSpan):
+            parts.append(_signal(span, loaded))
+        elif loaded.vocabulary is not None:
+            text = loaded.vocabulary.decode(span.token_ids.tolist())
+            if text:
+                parts.append(text)
+    return parts
+
+
+def _words(ids: Sequence[int]) -> TextSpan:
+    return TextSpan(np.array(ids, np.int64))
+
+
+def _vocabulary(loaded: Speaks, what: str) -> Vocabulary:
+    if loaded.vocabulary is None:
+        raise ValueError(
+            f"this model knows class labels only, not {what[:40]!r}; give numbers from 0 to"
+            f" {(loaded.model.settings.classes or 1) - 1}"
+        )
+    return loaded.vocabulary
+
+
+def _label(label: int, model: LatentLM) -> TextSpan:
+    classes = model.settings.classes
+    if classes is None:
+        raise ValueError(f"{label} is a class label, but this model reads text; give it a str")
+    if not 0 <= label < classes:
+        raise ValueError(f"{label} is not a class; this model knows 0 to {classes - 1}")
+    return _words([label])
+
+
+def _latents(part: Picture | Sound, loaded: Speaks, *, noise: RowNoise) -> LatentSpan:
+    device = loaded.model.latent_projection.weight.device
+    signal = torch.from_numpy(np.array(part)).unsqueeze(0).to(device)
+    if part.ndim == 3:
+        signal = pixels_to_signal(signal)
+    latents_1NZ = loaded.codec.draw(loaded.codec.encode(signal), noise=noise)
+    return LatentSpan(loaded.codec.normalise(latents_1NZ)[0].cpu().numpy())
+
+
+def _signal(span: LatentSpan, loaded: Speaks) -> Picture | Sound:
+    device = loaded.model.latent_projection.weight.device
+    latents_1NZ = torch.from_numpy(span.latents_NZ).unsqueeze(0).to(device)
+    signal: Tensor = loaded.codec.decode(loaded.codec.denormalise(latents_1NZ))
+    if signal.ndim == 4:
+        pixels: Picture = signal_to_pixels(signal)[0].cpu().numpy()
+        return pixels
+    sound: Sound = signal[0].float().cpu().numpy()
+    return sound
