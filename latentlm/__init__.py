@@ -4,7 +4,8 @@
 
 Tensor names end in their shape: B batch, T packed position, D model width, Z latent width,
 N latents of an item, M timesteps of a latent, V vocabulary, H heads, K head width,
-S audio sample or solver step, J hashed element, C·Y·X image channels, rows, columns.
+S audio sample or solver step, W word or layer width, P state or stream, J hashed element,
+C·Y·X image channels, rows, columns.
 """
 
 from importlib import import_module

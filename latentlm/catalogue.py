@@ -1,14 +1,25 @@
 """Where a name in a YAML or in an export becomes a class: literal dictionaries, nothing else."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import torch
 from torch import nn
 
 from latentlm.codec.image_vit import ImageViTCodec
+from latentlm.codec.speech_conv import SpeechConvCodec
+from latentlm.codec.vector_quantized import VectorQuantizedCodec
+from latentlm.models.dit import DiT
 from latentlm.models.latent_lm import LatentLM
-from latentlm.settings import ImageCodecSettings, LatentLMSettings
+from latentlm.settings import (
+    CodecSettings,
+    DiTSettings,
+    ImageCodecSettings,
+    LatentLMSettings,
+    ModelSettings,
+    SpeechCodecSettings,
+    VectorQuantizedSettings,
+)
 
 Settings = TypeVar("Settings")
 Module = TypeVar("Module", bound=nn.Module)
@@ -21,25 +32,68 @@ class Entry(NamedTuple, Generic[Settings, Module]):
     build: Callable[[Settings], Module]
 
 
-MODELS: dict[str, Entry[LatentLMSettings, LatentLM]] = {
-    "latent_lm": Entry(LatentLMSettings, LatentLM)
+MODELS: dict[str, Entry[Any, Any]] = {
+    "latent_lm": Entry(LatentLMSettings, LatentLM),
+    "dit": Entry(DiTSettings, DiT),
 }
-CODECS: dict[str, Entry[ImageCodecSettings, ImageViTCodec]] = {
-    "image_vit": Entry(ImageCodecSettings, ImageViTCodec)
+CODECS: dict[str, Entry[Any, Any]] = {
+    "image_vit": Entry(ImageCodecSettings, ImageViTCodec),
+    "speech_conv": Entry(SpeechCodecSettings, SpeechConvCodec),
+    "vector_quantized": Entry(VectorQuantizedSettings, VectorQuantizedCodec),
 }
 
+AnyModel = LatentLM | DiT
+AnyCodec = ImageViTCodec | SpeechConvCodec | VectorQuantizedCodec
 
+
+@overload
 def build_model(settings: LatentLMSettings) -> LatentLM:
+    """A LatentLM."""
+
+
+@overload
+def build_model(settings: DiTSettings) -> DiT:
+    """A Diffusion Transformer."""
+
+
+@overload
+def build_model(settings: ModelSettings) -> AnyModel:
+    """A model of any kind."""
+
+
+def build_model(settings: ModelSettings) -> AnyModel:
     """The model of these settings, with fresh weights from torch's global generator."""
-    return MODELS[kind_of(settings, MODELS)].build(settings)
+    model: AnyModel = MODELS[kind_of(settings, MODELS)].build(settings)
+    return model
 
 
+@overload
 def build_codec(settings: ImageCodecSettings) -> ImageViTCodec:
+    """The σ-VAE of images."""
+
+
+@overload
+def build_codec(settings: SpeechCodecSettings) -> SpeechConvCodec:
+    """The σ-VAE of speech."""
+
+
+@overload
+def build_codec(settings: VectorQuantizedSettings) -> VectorQuantizedCodec:
+    """The VQ codec."""
+
+
+@overload
+def build_codec(settings: CodecSettings) -> AnyCodec:
+    """A codec of any kind."""
+
+
+def build_codec(settings: CodecSettings) -> AnyCodec:
     """The codec of these settings, with fresh weights from torch's global generator."""
-    return CODECS[kind_of(settings, CODECS)].build(settings)
+    codec: AnyCodec = CODECS[kind_of(settings, CODECS)].build(settings)
+    return codec
 
 
-def parameter_count(settings: LatentLMSettings) -> int:
+def parameter_count(settings: ModelSettings) -> int:
     """Trainable parameters of the model alone, counted on the meta device without memory."""
     with torch.device("meta"):
         model = build_model(settings)

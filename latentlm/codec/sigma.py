@@ -107,8 +107,15 @@ class LatentMoments:
         """Deviation of z in each channel, noise included."""
         return (self.mean_std_Z().square() + self._noise_variance_Z(variance)).sqrt()
 
+    def noise_std_Z(self, variance: VarianceSettings) -> Tensor:
+        """√E σ² in each channel: the law's own, √C_σ in the σ-VAE, or the RMS of predicted σ."""
+        return self._noise_variance_Z(variance).sqrt()
+
     def collapsed_channels(self, threshold: float) -> list[int]:
-        """Channels whose μ deviates by less than `threshold` over the corpus: they say nothing."""
+        """Channels whose μ deviates by less than `threshold` over the corpus: they say nothing.
+
+        That is posterior collapse; variance collapse is metrics/variance_collapse.py's.
+        """
         return torch.nonzero(self.mean_std_Z() < threshold).flatten().tolist()
 
     def _noise_variance_Z(self, variance: VarianceSettings) -> Tensor:

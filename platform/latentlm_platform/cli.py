@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluators": Command("evaluators", "judges that are installed apart: list, fetch"),
     "schema": Command("schema", "JSON Schema of experiment files, for editors"),
     "ui": Command("ui", "open MLflow on this machine with the comparison views"),
+    "bench": Command("bench", "measure speed against the libraries one would use instead"),
     "doctor": Command("doctor", "check packages, cores, memory, compiler, Ray, MLflow"),
 }
 

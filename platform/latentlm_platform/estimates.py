@@ -1,18 +1,29 @@
 """What a run will take, estimated from its settings alone: operations, memory, disk, seconds.
 
-Counts are exact where they say parameters or FLOPs; memory of activations, disk and wall-clock
-are estimates with the conventions written here. Neither corpus nor weights are read.
+Counts are exact where they say parameters, and FLOPs are where every item has as many latents; of
+text with latents the share of latents is assumed. Memory of activations, disk and wall-clock are
+estimates with the conventions written here. Neither corpus nor weights are read.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from latentlm.catalogue import build_codec, build_model
-from latentlm.models import flops_per_item
+from latentlm.models import flops_per_sequence
+from latentlm.models.dit import flops_per_image
+from latentlm.settings import (
+    CodecSettings,
+    DiTSettings,
+    ModelSettings,
+    SpeechCodecSettings,
+    VectorQuantizedSettings,
+)
 from latentlm_platform.arithmetic import cores
-from latentlm_platform.experiment import Experiment
+from latentlm_platform.experiment import Experiment, codec_settings, model_settings
+from latentlm_platform.experiment_corpus import Corpus, CorpusKind, MultimodalMixture
 from latentlm_platform.hardware import autocast_dtype, matmul_peak_flops, pick_device
 
 FLOAT = 4  # bytes
@@ -25,47 +36,82 @@ FEATURES_PER_CORE_S = 61.0  # images a second through EfficientNet-Lite0 at 128 
 FEATURE_PIXELS = 128
 CLASSIFIER_PER_CORE_S = 2000.0  # images a second through its training at 32 pixels
 CLASSIFIER_PIXELS = 32
+LATENT_SHARES = {"text": 0.0, "pairs": 0.8, "interleaved": 0.5}  # of positions; our assumption
+TEXT_TOKENS_PER_S = 4.0  # that speech says; our assumption: 2.7 English words
+UNUSED_BY_CODES = ("head.", "latent_projection.")  # of a model whose latents are words
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters, and FLOPs of a step (forward and backward) or of an image."""
+    """Parameters, and the tokens and FLOPs of a training step (forward and backward)."""
 
     parameters: int
     head_parameters: int
     codec_parameters: int
     tokens_per_step: int
     flops_per_step: int
-    codec_flops_per_step: int
-    encode_flops_per_image: int
-    generate_flops_per_image: int
+
+
+class Row(NamedTuple):
+    """What one row of a training batch holds: positions; latents and words that are predicted."""
+
+    positions: int
+    latents: int
+    words: int
 
 
 def counts(experiment: Experiment) -> Counts:
-    """Exact parameters, from the meta device, and the FLOPs that follow from them.
-
-    A product by a matrix is 2 FLOPs a weight and row forward, 4 backward. Generating runs the
-    backbone once and the head `sample.steps` times for each latent, twice over with guidance.
-    """
-    model_settings, codec_settings = experiment.model_settings(), experiment.codec_settings()
+    """Parameters from the meta device, and the FLOPs that follow from them."""
+    codec, model = _settings(experiment)
     with torch.device("meta"):
-        model, codec = build_model(model_settings), build_codec(codec_settings)
-    parameters, codec_parameters = _count(model), _count(codec)
-    head = sum(p.numel() for name, p in model.named_parameters() if name.startswith("head."))
-    train, latents = experiment.train, model_settings.latent_count
-    item = flops_per_item(model_settings, timesteps_per_token=train.timesteps_per_token)
-    rows = 1 if experiment.sample.cfg_scale == 1 else 2
-    per_latent = 2 * (parameters - head) + 2 * head * experiment.sample.steps
+        model_net, codec_net = build_model(model), build_codec(codec)
+    used = {n: p.numel() for n, p in model_net.named_parameters() if _is_used(n, codec)}
+    row, train = row_of(experiment), experiment.train
     return Counts(
-        parameters=parameters,
-        head_parameters=head,
-        codec_parameters=codec_parameters,
-        tokens_per_step=train.batch_size * latents,
-        flops_per_step=train.batch_size * item,
-        codec_flops_per_step=6 * codec_parameters * latents * experiment.codec.training.batch_size,
-        encode_flops_per_image=codec_parameters * latents,
-        generate_flops_per_image=rows * latents * per_latent + codec_parameters * latents,
+        parameters=sum(used.values()),
+        head_parameters=sum(count for n, count in used.items() if n.startswith("head.")),
+        codec_parameters=_count(codec_net),
+        tokens_per_step=train.batch_size * row.positions,
+        flops_per_step=train.batch_size
+        * _flops_per_row(model, row, timesteps_per_token=train.timesteps_per_token),
     )
+
+
+def row_of(experiment: Experiment) -> Row:
+    """One image with its class, or one packed row of text and latents."""
+    codec, _ = _settings(experiment)
+    corpus: CorpusKind = experiment.corpus
+    if isinstance(codec, SpeechCodecSettings):
+        rate = codec.sample_rate_hz / codec.hop
+        share = rate / (rate + TEXT_TOKENS_PER_S)
+    elif isinstance(corpus, MultimodalMixture):
+        parts = {name: getattr(corpus, name).proportion for name in LATENT_SHARES}
+        share = sum(LATENT_SHARES[n] * part for n, part in parts.items()) / sum(parts.values())
+    else:
+        return Row(codec.latent_count, codec.latent_count, 0)
+    positions = _row_positions(corpus)
+    latents = 0 if isinstance(codec, VectorQuantizedSettings) else round(share * positions)
+    return Row(positions, latents, positions - latents)
+
+
+def _row_positions(corpus: CorpusKind) -> int:
+    return 0 if isinstance(corpus, Corpus) else corpus.sequence_tokens
+
+
+def _settings(experiment: Experiment) -> tuple[CodecSettings, ModelSettings]:
+    """Codec and model, of whatever kind."""
+    codec = codec_settings(experiment.codec, corpus=experiment.corpus)
+    return codec, model_settings(experiment.model, corpus=experiment.corpus, codec=codec)
+
+
+def _flops_per_row(model: ModelSettings, row: Row, *, timesteps_per_token: int) -> int:
+    if isinstance(model, DiTSettings):
+        return flops_per_image(model)
+    return flops_per_sequence(model, **row._asdict(), timesteps_per_token=timesteps_per_token)
+
+
+def _is_used(name: str, codec: CodecSettings) -> bool:
+    return not (isinstance(codec, VectorQuantizedSettings) and name.startswith(UNUSED_BY_CODES))
 
 
 def _count(module: nn.Module) -> int:
@@ -100,18 +146,33 @@ def memory_per_rank(experiment: Experiment, *, parameters: int) -> dict[str, int
 def _activation_bytes(experiment: Experiment) -> int:
     """Each block keeps about 8 vectors of its width, 3 of its feed-forward width, its attention.
 
-    The head's blocks do so for every timestep of every latent. bf16 autocast halves it.
+    AdaLN keeps 4 vectors more. The head's blocks do so for every timestep of every latent.
+    Recomputed layers keep their input, and one of them all of it. On a GPU no kernel keeps the
+    attention; bf16 autocast halves everything.
     """
-    train, model = experiment.train, experiment.model_settings()
+    train, (_, model), row = experiment.train, _settings(experiment), row_of(experiment)
+    on_gpu = train.gpus_per_worker > 0
     items = train.batch_size // (train.workers * train.accumulation)
-    rows = items * model.latent_count
-    backbone = model.depth * (
-        rows * (8 * model.width + 3 * model.ffn_width) + rows * model.heads * model.latent_count
-    )
-    head_width = 8 * model.width + 3 * model.head.ffn_width
-    head = model.head.depth * rows * train.timesteps_per_token * head_width
-    halved = autocast_dtype(train.precision, torch.device("cpu")) is not None
+    vectors = 12 if isinstance(model, DiTSettings) else 8
+    layer = items * row.positions * (vectors * model.width + 3 * model.ffn_width)
+    layer += 0 if on_gpu else items * row.positions**2 * model.heads
+    if train.activation_checkpointing:
+        backbone = model.depth * items * row.positions * model.width + layer
+    else:
+        backbone = model.depth * layer
+    halved = train.precision != "fp32" if on_gpu else _cpu_has_bf16(experiment)
+    head = _head_numbers(model, rows=items * row.latents * train.timesteps_per_token)
     return (backbone + head) * (FLOAT // 2 if halved else FLOAT)
+
+
+def _cpu_has_bf16(experiment: Experiment) -> bool:
+    return autocast_dtype(experiment.train.precision, torch.device("cpu")) is not None
+
+
+def _head_numbers(model: ModelSettings, *, rows: int) -> int:
+    if isinstance(model, DiTSettings):
+        return 0
+    return model.head.depth * rows * (8 * model.width + 3 * model.head.ffn_width)
 
 
 def disk_bytes(experiment: Experiment, counted: Counts) -> dict[str, int]:
@@ -119,36 +180,55 @@ def disk_bytes(experiment: Experiment, counted: Counts) -> dict[str, int]:
 
     A checkpoint holds the weights, their average (on every rank, unless ZeRO 3 shards it), the
     optimizer's two states and, from ZeRO 1 on, its own copy of the weights. The latent cache is
-    bounded by what training can see: no more images, flipped or not, than steps × batch.
+    bounded by what training can see: no more items, flipped or not, than steps × batch, or than
+    the corpus has where `corpus.records` says it.
     """
-    train, codec = experiment.train, experiment.codec
+    train = experiment.train
     kept = train.checkpoint.latest + train.checkpoint.best
-    model = experiment.model_settings()
-    per_image = FLOAT * model.latent_count * model.latent_width
-    if codec.variance.kind == "diagonal_gaussian":
-        per_image *= 2
-    seen = train.steps * train.batch_size if experiment.latents.mode == "cached" else 0
     averages = 1 if train.zero.stage == 3 else train.workers
     numbers = 1 + averages + 2 + (1 if train.zero.stage else 0)
     parts = {
         "checkpoints": kept * numbers * FLOAT * counted.parameters,
         "export": 2 * FLOAT * counted.parameters,
         "codec": 2 * 4 * FLOAT * counted.codec_parameters,
-        "latent_cache_at_most": seen * per_image,
+        "latent_cache_at_most": _latent_cache_bytes(experiment),
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def _latent_cache_bytes(experiment: Experiment) -> int:
+    train, corpus, codec = experiment.train, experiment.corpus, _settings(experiment)[0]
+    if experiment.latents.mode != "cached":
+        return 0
+    row, seen = row_of(experiment), train.steps * train.batch_size
+    if isinstance(codec, VectorQuantizedSettings):
+        return FLOAT * seen * row.positions
+    if isinstance(corpus, Corpus) and corpus.records is not None:
+        seen = min(seen, corpus.records * (2 if corpus.flip else 1))
+    numbers = 2 if codec.variance.kind == "diagonal_gaussian" else 1
+    return FLOAT * numbers * seen * row.latents * codec.latent_width
+
+
+def unknown_pace(experiment: Experiment) -> str | None:
+    """Why wall-clock cannot be told; None where it can: of class-conditional LatentLM alone."""
+    kinds = (experiment.corpus.kind, experiment.codec.kind, experiment.model.kind)
+    if kinds == ("class_images", "image_vit", "latent_lm"):
+        return None
+    return f"nothing like {', '.join(kinds)} was measured yet"
 
 
 def wall_clock(experiment: Experiment, counted: Counts) -> dict[str, float]:
     """Seconds by stage on a machine like this one, from a matmul measured now.
 
     seconds = FLOPs / (measured fp32 peak × UTILISATION × processes that really run at once) +
-    STAGE_START_S. A stage whose work is already there by its key takes none of them.
+    STAGE_START_S. A stage whose work is already there by its key takes none of them. Of
+    class-conditional LatentLM alone: `unknown_pace` says why not of others.
     """
     train, codec, latents = experiment.train, experiment.codec.training, experiment.latents
     device = pick_device()
     speed = UTILISATION * _peak_of_one_process(device, threads=train.threads_per_worker)
-    encode = train.steps * train.batch_size * counted.encode_flops_per_image
+    per_image = counted.codec_parameters * row_of(experiment).latents  # 2 a weight, half of them
+    encode = train.steps * train.batch_size * per_image
     cached = latents.mode == "cached"
 
     def seconds(flops: float, processes: int) -> float:
@@ -156,9 +236,9 @@ def wall_clock(experiment: Experiment, counted: Counts) -> dict[str, float]:
         at_once = min(processes, room) if device.type == "cpu" else processes
         return STAGE_START_S + flops / (speed * at_once)
 
-    generate = _generated_images(experiment) * counted.generate_flops_per_image
+    generate = _generated_images(experiment) * _generate_flops(experiment, counted)
     parts = {
-        "codec_training": seconds(codec.steps * counted.codec_flops_per_step, codec.workers),
+        "codec_training": seconds(codec.steps * codec.batch_size * 6 * per_image, codec.workers),
         "encoding": seconds(encode if cached else 0, latents.actors),
         "model_training": seconds(
             train.steps * counted.flops_per_step + (0 if cached else encode), train.workers
@@ -166,6 +246,18 @@ def wall_clock(experiment: Experiment, counted: Counts) -> dict[str, float]:
         "evaluation": seconds(generate, experiment.evaluate.actors) + _scoring_s(experiment),
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def _generate_flops(experiment: Experiment, counted: Counts) -> int:
+    """Of one image: the backbone once and the head `sample.steps` times for each latent.
+
+    Twice over with guidance, and the decoder once.
+    """
+    sample, latents = experiment.sample, row_of(experiment).latents
+    rows = 1 if sample.cfg_scale == 1 else 2
+    body = counted.parameters - counted.head_parameters
+    per_latent = 2 * body + 2 * counted.head_parameters * sample.steps
+    return latents * (rows * per_latent + counted.codec_parameters)
 
 
 def _peak_of_one_process(device: torch.device, *, threads: int) -> float:

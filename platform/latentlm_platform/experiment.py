@@ -5,68 +5,42 @@ then where it runs (cluster, tracking). Every field has its unit in its name or 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, Tag
 
 from latentlm.settings import (
-    DiffusionSettings,
-    HeadSettings,
+    CodecSettings,
     ImageCodecSettings,
     LatentLMSettings,
+    ModelSettings,
     SamplerSettings,
+    SpeechCodecSettings,
+    TextSamplerSettings,
     TransformerSettings,
     VarianceSettings,
+    VectorQuantizedSettings,
 )
 from latentlm.settings.rules import Problem
+from latentlm_platform.experiment_corpus import (
+    AnyCorpus,
+    Corpus,
+    CorpusKind,
+    MultimodalMixture,
+    TranscribedSpeech,
+)
+from latentlm_platform.experiment_model import AnyModel, DiTModel, Model, ModelKind
+from latentlm_platform.experiment_section import (
+    Fraction,
+    Positive,
+    Rate,
+    Section,
+    Weight,
+    by_kind,
+)
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
 Betas = tuple[Fraction, Fraction]
-
-
-class Section(BaseModel):
-    """A part of an experiment: unknown keys and wrong types are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    def problems(self) -> Iterator[Problem]:
-        """Rules between fields of this section that are broken."""
-        return iter(())
-
-
-class Corpus(Section):
-    """Raw images with a class each, and how a record becomes a signal."""
-
-    source: str = Field(
-        description="A name from `latentlm corpora list` (with /SPLIT), a folder, or a URI."
-    )
-    layout: Literal["auto", "folder", "parquet", "webdataset"] = "auto"
-    held_out_source: str | None = Field(
-        None, description="Images never trained on; without it `held_out_fraction` is set aside."
-    )
-    held_out_fraction: Fraction = 0.05
-    classes: Positive
-    image_size: Positive = Field(description="Pixels a side after resizing and centre-cropping.")
-    channels: Literal[1, 3] = 3
-    flip: bool = Field(True, description="Mirror half of the images while training.")
-    image_column: str = Field("image", description="Parquet column of image bytes.")
-    label_column: str = Field("label", description="Parquet column or tar extension of the class.")
-    chunk_records: Positive = Field(512, description="Records read, cached and shuffled together.")
-    shuffle_window_chunks: Positive = Field(16, description="Chunks mixed with each other.")
-    readers: Positive = Field(1, description="Tasks that read ahead for each Train worker.")
-    max_bad_fraction: Fraction = Field(0.1, description="More unreadable records end the run.")
-    max_pixels: Positive = Field(50_000_000, description="Larger images are refused as bombs.")
-
-    def problems(self) -> Iterator[Problem]:
-        if self.held_out_source is None and self.held_out_fraction == 0:
-            yield (
-                "held_out_fraction",
-                "0 leaves nothing to validate on; give a fraction such as 0.05"
-                " or name corpus.held_out_source",
-            )
 
 
 class CodecObjective(Section):
@@ -75,18 +49,38 @@ class CodecObjective(Section):
     pixel: Literal["l2", "l1"] = "l2"
     beta: Weight = Field(1e-2, description="Of ‖μ‖² (σ-VAE) or of the KL (diagonal Gaussian).")
     perceptual_weight: Weight = 0.0
-    perceptual_features: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    perceptual_features: Literal["efficientnet_lite0", "vgg16_lpips"] = "efficientnet_lite0"
+    perceptual_weights: str | None = Field(
+        None, description="File of the weights of vgg16_lpips; latentlm/features.py says its keys."
+    )
     adversarial_weight: Weight = 0.0
     adversarial_start_step: Annotated[int, Field(ge=0)] = 0
 
+    def problems(self) -> Iterator[Problem]:
+        if self.perceptual_features == "vgg16_lpips" and self.perceptual_weights is None:
+            yield (
+                "perceptual_weights",
+                "vgg16_lpips has no packaged weights; give the path of a file of them,"
+                " or set perceptual_features to efficientnet_lite0",
+            )
+        if self.perceptual_features != "vgg16_lpips" and self.perceptual_weights is not None:
+            yield (
+                "perceptual_weights",
+                f"{self.perceptual_features} brings its own weights; remove the path,"
+                " or set perceptual_features to vgg16_lpips",
+            )
+
 
 class Optimizer(Section):
-    """AdamW with warm-up and a cosine schedule."""
+    """AdamW with warm-up and a cosine schedule, which may reach beyond the last step."""
 
     learning_rate: Rate
     betas: Betas = (0.9, 0.98)
     weight_decay: Weight = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule_steps: Positive | None = Field(
+        None, description="Steps that the cosine spans, if training ends before it does (§3.2.1)."
+    )
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Rate | None = 1.0
 
@@ -98,12 +92,18 @@ class CodecTraining(Section):
     batch_size: Positive = Field(description="Images a step over all workers.")
     optimizer: Optimizer
     objective: CodecObjective = CodecObjective()
+    encoder_weights: str | None = Field(
+        None, description="Codec folder or .safetensors/.pt file that the encoder starts from."
+    )
+    encoder_layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Learning rate of encoder block l of L: times this to the L + 1 - l."
+    )
     workers: Positive = 1
     checkpoint_every_steps: Positive = 500
 
 
-class Codec(Section):
-    """The σ-VAE, or the diagonal-Gaussian VAE it is compared with."""
+class ImageCodec(Section):
+    """The σ-VAE of images, or the diagonal-Gaussian VAE it is compared with."""
 
     kind: Literal["image_vit"] = "image_vit"
     patch_size: int
@@ -113,7 +113,7 @@ class Codec(Section):
     variance: Annotated[VarianceSettings, Field(discriminator="kind")]
     training: CodecTraining
 
-    def settings(self, corpus: Corpus) -> ImageCodecSettings:
+    def settings(self, corpus: Corpus | MultimodalMixture) -> ImageCodecSettings:
         """The codec for images of this corpus."""
         return ImageCodecSettings(
             image_size=corpus.image_size,
@@ -124,6 +124,62 @@ class Codec(Section):
             decoder=self.decoder,
             variance=self.variance,
         )
+
+
+class SpeechCodec(Section):
+    """The σ-VAE of speech (§3.3); the decoder mirrors the encoder."""
+
+    kind: Literal["speech_conv"]
+    channels: int = 32
+    strides: tuple[int, ...] = (2, 4, 5, 5, 8)
+    depths: tuple[int, ...] = (3, 3, 3, 3, 3, 12)
+    kernel: int = 7
+    latent_width: int
+    variance: Annotated[VarianceSettings, Field(discriminator="kind")]
+    training: CodecTraining
+    training_source: str | None = Field(
+        None, description="Recordings the codec is trained on; default: the corpus."
+    )
+    segment_seconds: Rate = Field(1.0, description="Cut from every recording for training.")
+
+    def settings(self, corpus: TranscribedSpeech) -> SpeechCodecSettings:
+        """The codec for recordings of this corpus."""
+        own = {"variance", "training", "training_source", "segment_seconds"}
+        return SpeechCodecSettings(
+            **self.model_dump(exclude=own),
+            variance=self.variance,
+            sample_rate_hz=corpus.sample_rate_hz,
+        )
+
+
+class VectorQuantizedCodec(Section):
+    """The VQ codec of VQ-MLLM (§3.2); its codes are words of the model."""
+
+    kind: Literal["vector_quantized"]
+    codebook_size: int = 16_384
+    code_width: int = 8
+    latent_width: int = 256
+    width: int = 128
+    width_factors: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+    training: CodecTraining
+
+    def settings(self, corpus: Corpus | MultimodalMixture) -> VectorQuantizedSettings:
+        """The codec for images of this corpus."""
+        return VectorQuantizedSettings(
+            **self.model_dump(exclude={"training"}),
+            image_size=corpus.image_size,
+            channels=corpus.channels,
+        )
+
+
+CodecKind = ImageCodec | SpeechCodec | VectorQuantizedCodec
+AnyCodec = Annotated[
+    Annotated[ImageCodec, Tag("image_vit")]
+    | Annotated[SpeechCodec, Tag("speech_conv")]
+    | Annotated[VectorQuantizedCodec, Tag("vector_quantized")],
+    by_kind("codec"),
+]
 
 
 class Latents(Section):
@@ -137,36 +193,6 @@ class Latents(Section):
     cpus_per_actor: Rate = 1.0
     gpus_per_actor: Weight = 0.0
     batch_size: Positive = Field(256, description="Images encoded at once.")
-
-
-class Model(Section):
-    """LatentLM; what the codec and the corpus already say is not repeated here."""
-
-    kind: Literal["latent_lm"] = "latent_lm"
-    width: int
-    depth: int
-    heads: int
-    kv_heads: int | None = None
-    ffn_width: int
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-6
-    head: HeadSettings
-    diffusion: DiffusionSettings = DiffusionSettings()
-    initial_weights: str | None = Field(
-        None, description="Folder of an exported model to start from; default: from scratch."
-    )
-
-    def settings(self, corpus: Corpus, codec: Codec) -> LatentLMSettings:
-        """The model for latents of this codec and classes of this corpus."""
-        fields = self.model_dump(exclude={"initial_weights", "head", "diffusion"})
-        return LatentLMSettings(
-            **fields,
-            head=self.head,
-            diffusion=self.diffusion,
-            classes=corpus.classes,
-            latent_count=(corpus.image_size // codec.patch_size) ** 2,
-            latent_width=codec.latent_width,
-        )
 
 
 class Zero(Section):
@@ -187,7 +213,9 @@ class Train(Section):
     """Training of the model under Ray Train and DeepSpeed."""
 
     steps: Positive
-    batch_size: Positive = Field(description="Images a step over all workers and accumulation.")
+    batch_size: Positive = Field(
+        description="Images, or packed rows of corpus.sequence_tokens, a step over all workers."
+    )
     accumulation: Positive = Field(1, description="Micro-batches a worker adds up in a step.")
     workers: Positive = 1
     cpus_per_worker: Rate = 1.0
@@ -198,9 +226,18 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast where the processor computes in it, else fp32."
     )
+    activation_checkpointing: bool = Field(
+        False, description="Recompute a layer's activations in the backward pass: less memory."
+    )
     optimizer: Optimizer
     ema_decay: Fraction = 0.9999
-    label_dropout: Fraction = Field(0.1, description="Share of rows trained without their class.")
+    label_dropout: Fraction = Field(
+        0.1, description="Share of rows trained without their condition."
+    )
+    alpha: Weight = Field(1.0, description="Weight of the diffusion loss beside that of words.")
+    stop_weight: Weight = Field(
+        1.0, description="Weight of EOD and CONTINUE, the words that end latents, if model.stop."
+    )
     timesteps_per_token: Positive = 4
     validate_every_steps: Positive = 250
     validation_items: Positive = 512
@@ -239,6 +276,17 @@ class Evaluate(Section):
     classifier_items: Positive = Field(60_000, description="Real images the judge learns from.")
     actors: Positive = Field(1, description="Actors that generate and score.")
     batch_size: Positive = Field(250, description="Rows generated at once, guidance not counted.")
+    exposure_bias_images: Annotated[int, Field(ge=0)] = Field(
+        256, description="Held-out images that exposure bias is measured on; 0 leaves it out."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if 0 < self.exposure_bias_images < 4:
+            yield (
+                "exposure_bias_images",
+                f"{self.exposure_bias_images} is too few for two halves with a deviation each;"
+                " give 4 or more, or 0 to leave it out",
+            )
 
 
 class Tracking(Section):
@@ -258,6 +306,18 @@ class Cluster(Section):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample(SamplerSettings):
+    """How latents are drawn and, by a model with text, words."""
+
+    text: TextSamplerSettings = field(default_factory=TextSamplerSettings)
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        for path, sentence in self.text.problems():
+            yield f"text.{path}", sentence
+
+
 class Sweep(Section):
     """Grid over dotted paths: every combination of the listed values is a point."""
 
@@ -269,6 +329,17 @@ class Sweep(Section):
                 yield f"grid.{path}", "the list is empty; give at least one value"
 
 
+if TYPE_CHECKING:
+    # Stages read these kinds: pipeline.py ends every other before it starts (plan.untrainable).
+    OneCorpus = Corpus
+    OneCodec = ImageCodec
+    OneModel = Model
+    OneCodecSettings = ImageCodecSettings
+    OneModelSettings = LatentLMSettings
+else:
+    OneCorpus, OneCodec, OneModel = AnyCorpus, AnyCodec, AnyModel
+
+
 class Experiment(Section):
     """A whole experiment. Its key is the hash of its resolved form."""
 
@@ -276,19 +347,46 @@ class Experiment(Section):
     question: str = Field("", description="What the experiment answers, one sentence.")
     reproduces: str | None = Field(None, description='"Table 1", "Figure 10a" of the paper.')
     seed: Annotated[int, Field(ge=0)] = 0
-    corpus: Corpus
-    codec: Codec
+    corpus: OneCorpus
+    codec: OneCodec
     latents: Latents = Latents()
-    model: Model
+    model: OneModel
     train: Train
-    sample: SamplerSettings = SamplerSettings()
+    sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
     sweep: Sweep | None = None
 
-    def codec_settings(self) -> ImageCodecSettings:
-        return self.codec.settings(self.corpus)
+    def codec_settings(self) -> "OneCodecSettings":
+        """The codec for signals of the corpus; ValueError where their kinds do not go together."""
+        return cast("OneCodecSettings", codec_settings(self.codec, corpus=self.corpus))
 
-    def model_settings(self) -> LatentLMSettings:
-        return self.model.settings(self.corpus, self.codec)
+    def model_settings(self) -> "OneModelSettings":
+        """The model for latents of the codec and classes or words of the corpus; ValueError too."""
+        codec = codec_settings(self.codec, corpus=self.corpus)
+        settings = model_settings(self.model, corpus=self.corpus, codec=codec)
+        return cast("OneModelSettings", settings)
+
+
+def codec_settings(codec: CodecKind, *, corpus: CorpusKind) -> CodecSettings:
+    """The codec for signals of the corpus."""
+    if isinstance(codec, SpeechCodec):
+        if isinstance(corpus, TranscribedSpeech):
+            return codec.settings(corpus)
+    elif not isinstance(corpus, TranscribedSpeech):
+        return codec.settings(corpus)
+    raise ValueError(f"codec.kind {codec.kind} does not fit corpus.kind {corpus.kind}")
+
+
+def model_settings(model: ModelKind, *, corpus: CorpusKind, codec: CodecSettings) -> ModelSettings:
+    """The model for latents of the codec and classes or words of the corpus."""
+    count = None if isinstance(codec, SpeechCodecSettings) else codec.latent_count
+    classes = corpus.classes if isinstance(corpus, Corpus) else None
+    width = codec.latent_width
+    if isinstance(model, DiTModel):
+        if classes is None or count is None:
+            raise ValueError(f"model.kind {model.kind} does not fit corpus.kind {corpus.kind}")
+        return model.settings(classes=classes, latent_count=count, latent_width=width)
+    codes = codec.codebook_size if isinstance(codec, VectorQuantizedSettings) else 0
+    return model.settings(classes=classes, latent_count=count, latent_width=width, codes=codes)

@@ -9,14 +9,14 @@ and what is told alike about both copies does not depend on the stand-in.
 import copy
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from latentlm.settings.rules import Problem, divides
-from latentlm_platform.experiment import Experiment, Section
+from latentlm_platform.experiment import Experiment
+from latentlm_platform.experiment_rules import rules
 from latentlm_platform.experiment_schema import nearest, unknown_key
+from latentlm_platform.experiment_section import default_kind
 from latentlm_platform.located_yaml import KeyPath, dotted, shown
 
 STAND_INS = (1, 720_720)  # the second is divisible by every number up to 16
@@ -47,41 +47,10 @@ def check(
     else:
         copies = [_mended(data, number) for number in STAND_INS]
         told = set.intersection(*(set(rules(one)) if one else set() for one in copies))
-        failed = {mistake.path for mistake in mistakes}
+        failed = {_path(error["loc"], data) for error in errors}
         told = {rule for rule in told if not _touches(tuple(rule[0].split(".")), failed)}
     mistakes += [_broken_rule(data, path, sentence) for path, sentence in sorted(told)]
     return (experiment if not mistakes else None), mistakes
-
-
-def rules(experiment: Experiment) -> Iterator[Problem]:
-    """`(dotted path, sentence)` for every rule between fields that is broken."""
-    yield from _section_rules(experiment, "")
-    codec = experiment.codec
-    for path, sentence in experiment.codec_settings().problems():
-        yield f"codec.{path}", sentence
-    safe_codec = codec.model_copy(update={"patch_size": max(1, codec.patch_size)})
-    for path, sentence in experiment.model.settings(experiment.corpus, safe_codec).problems():
-        yield f"model.{path}", sentence
-    for path, sentence in experiment.sample.problems():
-        yield f"sample.{path}", sentence
-    for path, sentence in divides(
-        "workers", codec.training.workers, "codec.training.batch_size", codec.training.batch_size
-    ):
-        yield f"codec.training.{path}", sentence
-    scales = {"sample.cfg_scale": experiment.sample.cfg_scale}
-    scales |= {f"evaluate.cfg_scales.{i}": s for i, s in enumerate(experiment.evaluate.cfg_scales)}
-    if experiment.train.label_dropout == 0:
-        for path, scale in scales.items():
-            if scale != 1:
-                yield path, f"{scale} needs train.label_dropout above 0; guidance is never trained"
-
-
-def _section_rules(section: Section, prefix: str) -> Iterator[Problem]:
-    for path, sentence in section.problems():
-        yield prefix + path, sentence
-    for name in type(section).model_fields:
-        if isinstance(part := getattr(section, name), Section):
-            yield from _section_rules(part, f"{prefix}{name}.")
 
 
 def _validate(data: dict[str, Any]) -> tuple[Experiment | None, list[Any]]:
@@ -96,11 +65,19 @@ def _path(loc: tuple[str | int, ...], data: Any) -> KeyPath:
     """Where in the data an error is: pydantic puts the `kind` of a union into its locations."""
     path: list[str | int] = []
     for part in loc:
-        if isinstance(data, dict) and part not in data and data.get("kind") == part:
+        if _is_kind(part, data, path=tuple(path)):
             continue
         path.append(part)
         data = _child(data, part)
     return tuple(path)
+
+
+def _is_kind(part: str | int, data: Any, *, path: KeyPath) -> bool:
+    """Whether a part of pydantic's location is the kind, written or default, of this section."""
+    default = default_kind(path)
+    if isinstance(data, dict):
+        return part not in data and data.get("kind", default) == part
+    return part == default
 
 
 def _child(data: Any, part: str | int) -> Any:
@@ -149,11 +126,14 @@ LIMITS = {
     "less_than": ("too large", "less than", "lt"),
     "less_than_equal": ("too large", "of at most", "le"),
 }
+BAD_TAG = {"union_tag_invalid", "union_tag_not_found"}
 UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
 
 
 def _in_our_words(error: Any, data: dict[str, Any]) -> Mistake:
     path, kind, context = _path(error["loc"], data), error["type"], error.get("ctx", {})
+    if kind in BAD_TAG:
+        path = (*path, "kind")
     value = _value(data, path)
     return Mistake(path, value, _sentence(path, value, kind=kind, context=context, data=data))
 
@@ -180,7 +160,7 @@ def _sentence(path: KeyPath, value: Any, *, kind: str, context: Any, data: Any) 
             f"{name} = {shown(value)} does not fit; give 1 to 100 letters, digits, spaces,"
             " dots, dashes or underscores"
         )
-    if kind in ("literal_error", "union_tag_invalid", "union_tag_not_found"):
+    if kind in {"literal_error", *BAD_TAG}:
         return _choice(name, value, context)
     if kind in EXPECTED:
         if value is None:
@@ -190,8 +170,6 @@ def _sentence(path: KeyPath, value: Any, *, kind: str, context: Any, data: Any) 
 
 
 def _choice(name: str, value: Any, context: Any) -> str:
-    if "discriminator" in context:
-        name, value = f"{name}.kind", value.get("kind") if isinstance(value, dict) else value
     choices = re.findall(r"[\w.\-]+", context.get("expected") or context.get("expected_tags", ""))
     choices = [choice for choice in choices if choice != "or"]
     if value is None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
-from latentlm_platform.experiment import Experiment, Section
+from latentlm_platform.experiment import Experiment
+from latentlm_platform.experiment_section import DEFAULT_KINDS, Section, default_kind
 from latentlm_platform.located_yaml import KeyPath, dotted
 
 NEAR = 0.7  # similarity from which a key counts as a misspelling of another
@@ -30,12 +31,23 @@ def sections_in(annotation: Any) -> list[type]:
     return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
-def keys_at(path: KeyPath, *, kind: object = None) -> list[str]:
-    """The keys of the section at `path`; of its variant `kind` where there are several."""
+def variants_at(path: KeyPath) -> list[type]:
+    """The sections that may stand at `path`; more than one where a `kind` chooses."""
     found: list[type] = [Experiment]
     for part in path:
         annotations = [fields(section).get(str(part)) for section in found]
         found = [section for one in annotations for section in sections_in(one)]
+    return found
+
+
+def kinds_at(path: KeyPath) -> list[str]:
+    """The kinds of the section at `path`, the default one first."""
+    return [kind for one in variants_at(path) for kind in get_args(fields(one).get("kind"))]
+
+
+def keys_at(path: KeyPath, *, kind: object = None) -> list[str]:
+    """The keys of the section at `path`; of its variant `kind` where there are several."""
+    found = variants_at(path)
     chosen = [s for s in found if kind in get_args(fields(s).get("kind"))] or found
     return list(dict.fromkeys(key for section in chosen for key in fields(section)))
 
@@ -58,7 +70,7 @@ def merged(base: Any, over: Any, *, path: KeyPath = ()) -> Any:
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     kind = over.get("kind")
-    if isinstance(kind, str) and base.get("kind", kind) != kind:
+    if isinstance(kind, str) and base.get("kind", default_kind(path) or kind) != kind:
         known = keys_at(path, kind=kind)
         base = {key: value for key, value in base.items() if key in known}
     joined = dict(base)
@@ -75,16 +87,20 @@ def nearest(word: str, words: list[str]) -> str | None:
 
 def unknown_key(path: KeyPath, *, kind: object = None) -> str:
     """The sentence about a key that its section does not have."""
-    *section, key = path
-    known = keys_at(tuple(section), kind=kind)
-    where = dotted(tuple(section)) or "an experiment"
+    section, key = path[:-1], path[-1]
+    default = default_kind(section)
+    known = keys_at(section, kind=kind or default)
+    where = dotted(section) or "an experiment"
     if kind is not None:
         where += f" of kind {kind}"
     sentence = f"{dotted(path)} is not a key of {where}"
+    if default and key in keys_at(section):
+        kinds = [one for one in kinds_at(section) if key in keys_at(section, kind=one)]
+        return f"{sentence}; it belongs to kind {' or '.join(kinds)}"
     if (meant := nearest(str(key), known)) is not None:
         return f"{sentence}; did you mean {meant}?"
     owners = sorted(dotted(p[:-1]) for p in every_path() if p[-1] == key and len(p) > 1)
-    owners = [owner for owner in owners if owner != dotted(tuple(section))]
+    owners = [owner for owner in owners if owner != dotted(section)]
     if owners:
         return f"{sentence}; {key} belongs in {' or '.join(owners)}"
     if (key,) in every_path():
@@ -114,4 +130,7 @@ def json_schema() -> dict[str, Any]:
     }
     for section in (schema, *schema.get("$defs", {}).values()):
         section.pop("required", None)
+        for name, part in section.get("properties", {}).items():
+            if name in DEFAULT_KINDS and "oneOf" in part:  # a part of a section may fit two kinds
+                part["anyOf"] = part.pop("oneOf")
     return schema

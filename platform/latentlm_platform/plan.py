@@ -14,9 +14,16 @@ from latentlm_platform.arithmetic import (
     cpu_problems,
     demands,
 )
-from latentlm_platform.estimates import counts, disk_bytes, memory_per_rank, wall_clock
+from latentlm_platform.estimates import (
+    counts,
+    disk_bytes,
+    memory_per_rank,
+    unknown_pace,
+    wall_clock,
+)
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key
+from latentlm_platform.experiment_section import DEFAULT_KINDS
 from latentlm_platform.experiment_sweep import sweep_points
 
 CODEC_SECTIONS = {"corpus", "codec", "seed"}
@@ -29,7 +36,8 @@ class Plan:
 
     `parameters` is the model alone; FLOPs are of forward and backward; memory, disk and wall-clock
     are estimates, by part and in total (estimates.py says how); `points`, `codec_trainings` and
-    `model_trainings` count distinct work over a sweep, 1 without one.
+    `model_trainings` count distinct work over a sweep, 1 without one. Where wall-clock is None,
+    `wall_clock_unknown` says why; `untrainable` says why `latentlm run` would refuse.
     """
 
     key: str
@@ -41,12 +49,14 @@ class Plan:
     memory_parts_bytes: dict[str, int]
     disk_bytes: int
     disk_parts_bytes: dict[str, int]
-    wall_clock_s: float
+    wall_clock_s: float | None
     wall_clock_parts_s: dict[str, float]
+    wall_clock_unknown: str | None
     resources: dict[str, Any]
     points: int
     codec_trainings: int
     model_trainings: int
+    untrainable: str | None
     problems: tuple[str, ...]
 
     @property
@@ -64,7 +74,8 @@ def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None
     counted = counts(experiment)
     memory = memory_per_rank(experiment, parameters=counted.parameters)
     disk = disk_bytes(experiment, counted)
-    seconds = wall_clock(experiment, counted)
+    unknown = unknown_pace(experiment)
+    seconds = {} if unknown else wall_clock(experiment, counted)
     points = [point.experiment for point in sweep_points(experiment)]
     codecs, models = _distinct(points, CODEC_SECTIONS), _distinct(points, MODEL_SECTIONS)
     seconds = _swept(seconds, codecs=codecs, models=models, points=len(points))
@@ -84,8 +95,9 @@ def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None
         memory_parts_bytes=memory,
         disk_bytes=disk["total"] * models,
         disk_parts_bytes=disk,
-        wall_clock_s=seconds["total"],
+        wall_clock_s=seconds.get("total"),
         wall_clock_parts_s=seconds,
+        wall_clock_unknown=unknown,
         resources={
             "cluster": asdict(cluster),
             "stages": [stage.as_report() for stage in stages],
@@ -95,6 +107,7 @@ def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None
         points=len(points),
         codec_trainings=codecs,
         model_trainings=models,
+        untrainable=untrainable(experiment),
         problems=tuple(problems),
     )
 
@@ -105,7 +118,21 @@ def _distinct(points: list[Experiment], sections: set[str]) -> int:
     return len({json.dumps(dump, sort_keys=True) for dump in dumps})
 
 
+def untrainable(experiment: Experiment) -> str | None:
+    """The sentence that `latentlm run` refuses with where it cannot train such a thing yet."""
+    for section, trainable in DEFAULT_KINDS.items():
+        kind = getattr(experiment, section).kind
+        if kind != trainable:
+            return (
+                f"{section}.kind = {kind} can be planned but not trained yet;"
+                f" only {section}.kind = {trainable} can"
+            )
+    return None
+
+
 def _swept(seconds: dict[str, float], *, codecs: int, models: int, points: int) -> dict[str, float]:
+    if not seconds:
+        return {}
     times = {"codec_training": codecs, "encoding": codecs, "model_training": models}
     parts = {k: v * times.get(k, points) for k, v in seconds.items() if k != "total"}
     return {**parts, "total": sum(parts.values())}
@@ -137,7 +164,6 @@ def _disk_problems(cluster: ClusterResources, needed: int) -> list[str]:
 def plan_table(plan: Plan) -> str:
     """The plan for a person."""
     memory = ", ".join(f"{k} {_bytes(v)}" for k, v in plan.memory_parts_bytes.items() if v)
-    seconds = plan.wall_clock_parts_s.items()
     rows = [
         ("parameters", f"{plan.parameters:,} (codec {plan.codec_parameters:,})"),
         ("tokens per step", f"{plan.tokens_per_step:,}"),
@@ -145,12 +171,13 @@ def plan_table(plan: Plan) -> str:
         ("memory per rank", f"about {_bytes(plan.memory_per_rank_bytes)}"),
         ("", memory.rpartition(", total")[0]),
         ("disk", f"about {_bytes(plan.disk_bytes)}"),
-        ("wall-clock", f"about {_time(plan.wall_clock_s)} on a machine like this one"),
-        ("", ", ".join(f"{k} {_time(v)}" for k, v in seconds if k != "total")),
+        *_wall_clock_rows(plan),
     ]
     if plan.points > 1:
         trainings = f"{plan.codec_trainings} codec and {plan.model_trainings} model trainings"
         rows.append(("sweep", f"{plan.points} points, {trainings}"))
+    if plan.untrainable:
+        rows.append(("note", plan.untrainable))
     cluster = plan.resources["cluster"]
     rows.append(("cluster", f"{cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs"))
     lines = [f"  {name:<16} {text}" for name, text in rows]
@@ -160,6 +187,16 @@ def plan_table(plan: Plan) -> str:
         numbers = "".join(f"{stage[column]:>16g}" for column in columns)
         lines.append(f"  {stage['stage']:<16}{numbers}")
     return "\n".join(lines)
+
+
+def _wall_clock_rows(plan: Plan) -> list[tuple[str, str]]:
+    if plan.wall_clock_s is None:
+        return [("wall-clock", f"unknown: {plan.wall_clock_unknown}")]
+    parts = [f"{k} {_time(v)}" for k, v in plan.wall_clock_parts_s.items() if k != "total"]
+    return [
+        ("wall-clock", f"about {_time(plan.wall_clock_s)} on a machine like this one"),
+        ("", ", ".join(parts)),
+    ]
 
 
 def _bytes(count: float) -> str:

@@ -229,9 +229,7 @@ class ModelWorker:
 
     def _targets(self, batch: LatentBatch, dropout: float) -> Targets:
         settings = self.experiment.model_settings()
-        return find_targets(
-            batch.packed, settings, noise=batch.noise, condition_dropout=dropout
-        )
+        return find_targets(batch.packed, settings, noise=batch.noise, condition_dropout=dropout)
 
     def _means(self, sums: StepSums) -> dict[str, float]:
         """The losses over all ranks."""
@@ -374,7 +372,11 @@ class Autocast(nn.Module):
 
 
 def learning_rate_at(step: int, steps: int, optimizer: Optimizer) -> float:
-    """Linear warm-up, then a cosine from the peak to its final fraction; `step` counts from 0."""
+    """Linear warm-up, then a cosine from the peak to its final fraction; `step` counts from 0.
+
+    The cosine ends at `steps`, or at `optimizer.schedule_steps`, where training may stop short.
+    """
+    steps = optimizer.schedule_steps or steps
     if step < optimizer.warmup_steps:
         return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
     progress = (step - optimizer.warmup_steps) / max(1, steps - optimizer.warmup_steps)

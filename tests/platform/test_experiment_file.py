@@ -155,6 +155,88 @@ def test_each_mistake_alone_is_found_as_well(whole: Path) -> None:
         assert words in message_of(whole, override), override
 
 
+SPEECH = """\
+name: speech
+corpus:
+  kind: transcribed_speech
+  source: some/folder
+  seconds: 3
+codec:
+  kind: speech_conv
+  latent_width: 32
+  variance: {kind: half_normal}
+  training: {steps: 10, batch_size: 8, optimizer: {learning_rate: 1e-3}}
+model:
+  width: 64
+  depth: 2
+  heads: 4
+  ffn_width: 128
+  vocabulary: 300
+  head: {ffn_width: 128}
+train: {steps: 20, batch_size: 8, optimizer: {learning_rate: 1e-3}}
+"""
+
+
+def test_mistakes_of_another_kind_of_section_are_as_well_located(tmp_path: Path) -> None:
+    path = tmp_path / "speech.yaml"
+    path.write_text(SPEECH)
+    with pytest.raises(UserError) as caught:
+        load_experiment(path, overrides=["codec.depths=[1]", "codec.variance.kind=fixd"])
+    assert str(caught.value).splitlines()[1:] == [
+        f"{path}:5:3: corpus.seconds is not a key of corpus of kind transcribed_speech;"
+        " did you mean min_seconds?",
+        f"{path}:11:1: model.stop: count needs a fixed latent_count; choose eod or continue",
+        "--set codec.depths: codec.depths = 1 depths do not fit 5 strides; give 6, one for each"
+        " stage",
+        '--set codec.variance.kind: codec.variance.kind = "fixd" is no choice; did you mean fixed?'
+        " choose half_normal, fixed, diagonal_gaussian",
+    ]
+
+
+def test_a_section_without_a_kind_has_the_default_one(whole: Path) -> None:
+    experiment = load_experiment(whole)
+    kinds = (experiment.corpus.kind, experiment.codec.kind, experiment.model.kind)
+    assert kinds == ("class_images", "image_vit", "latent_lm")
+    for override, words in [
+        ("corpus={kind: class_image}", 'corpus.kind = "class_image" is no choice; did you mean'),
+        ("corpus.kind=3", "corpus.kind = 3 is no choice; choose class_images, multimodal_mixture"),
+        ("corpus.kind=", "corpus.kind is missing; it chooses among"),
+        ("corpus=3", "corpus = 3 is not a section"),
+        ("corpus.classes=-1", "corpus.classes = -1 is too small"),
+        ("codec.encoder.width=x", 'codec.encoder.width = "x" is not a whole number'),
+        ("model.head.depth=x", 'model.head.depth = "x" is not a whole number'),
+        ("corpus.prompt_seconds=3", "not a key of corpus; it belongs to kind transcribed_speech"),
+        ("corpus.image_sise=3", "not a key of corpus; did you mean image_size?"),
+        ("codec.strides=[1]", "not a key of codec; it belongs to kind speech_conv"),
+        ("codec.kind=vector_quantized", "does not fit corpus.kind class_images; choose image_vit"),
+        ("model.vocabulary=300", "either classes or a vocabulary"),
+        ("sample.guidance_interval=[0.5, 0.2]", "[0.5, 0.2] is no part of [0, 1]"),
+        ("sample.text.top_k=0", "sample.text.top_k = 0 is not positive"),
+    ]:
+        assert words in message_of(whole, override), override
+    (problem,) = problems_of(whole, "corpus.kind=other")
+    assert problem["file"] == "--set corpus.kind"
+    assert problem["path"] == "corpus.kind"
+
+
+def test_another_kind_leaves_behind_what_it_does_not_have(whole: Path) -> None:
+    experiment = load_experiment(whole, overrides=["model={kind: dit, norm_eps: 1e-5}"])
+    assert experiment.model.model_dump(exclude={"diffusion", "initial_weights"}) == {
+        "kind": "dit", "width": 64, "depth": 2, "heads": 4, "ffn_width": 128, "norm_eps": 1e-5,
+    }  # fmt: skip
+    back = load_experiment(
+        whole, overrides=["model.kind=dit", "model={kind: latent_lm, head: {ffn_width: 8}}"]
+    )
+    assert back.model.head.ffn_width == 8
+
+
+def test_guidance_and_text_are_set_in_yaml(whole: Path) -> None:
+    sample = "sample={guidance_interval: [0.1, 0.8], guidance_schedule: rising, text: {top_k: 50}}"
+    one = load_experiment(whole, overrides=[sample]).sample
+    assert (one.guidance_interval, one.guidance_schedule) == ((0.1, 0.8), "rising")
+    assert (one.text.top_k, one.text.temperature) == (50, 1.0)
+
+
 def test_overrides_are_located_by_their_argument(whole: Path) -> None:
     (problem,) = problems_of(whole, "train.steps=-1")
     assert (problem["file"], problem["line"]) == ("--set train.steps", None)
@@ -266,6 +348,9 @@ def test_the_schema_knows_variants() -> None:
     assert keys_at(("codec", "variance"), kind="fixed") == ["kind", "sigma"]
     assert ("codec", "variance", "c_sigma") in every_path()
     assert ("train", "zero", "stage") in every_path()
+    assert ("corpus", "pairs", "proportion") in every_path()
+    assert "channels" in keys_at(("codec",), kind="speech_conv")
+    assert "channels" not in keys_at(("codec",), kind="image_vit")
 
 
 JUNK = st.sampled_from(

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 
 from latentlm_platform.arithmetic import ClusterResources, cpu_problems, demands
-from latentlm_platform.estimates import counts, memory_per_rank
+from latentlm_platform.estimates import counts, disk_bytes, memory_per_rank, row_of
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import load_experiment
-from latentlm_platform.plan import make_plan, plan_table
+from latentlm_platform.plan import make_plan, plan_table, untrainable
 
-QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+QUICKSTART = EXPERIMENTS / "quickstart.yaml"
+SHIPPED = [
+    path
+    for path in sorted(EXPERIMENTS.rglob("*.yaml"))
+    if "shared" not in path.parts and path.name != "recorded.yaml"
+]
 ONE_WORKER = (
     "train.workers=1", "codec.training.workers=1", "latents.actors=1", "evaluate.actors=1",
     "latents.cpus_per_actor=0.3", "train.cpus_per_worker=0.9", "latents.mode=streamed",
@@ -165,3 +171,78 @@ def test_the_command_exits_3_and_writes_its_json_all_the_same() -> None:
     assert report["fits"] is False
     assert any("needs 3.4 CPUs, the cluster has 2" in problem for problem in report["problems"])
     assert "set train.cpus_per_worker=0.5 or cluster.cpus=4" in done.stderr
+
+
+def command(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LATENTLM_HOME": str(home)}
+    return subprocess.run(
+        [sys.executable, "-m", "latentlm_platform.cli", *arguments],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_experiment_is_planned_whole_though_it_does_not_fit(path: Path) -> None:
+    one = load_experiment(path)
+    plan = make_plan(one, cluster=cluster(4, memory_bytes=2**33, disk_bytes=2**40))
+    report = json.loads(json.dumps(plan.as_report()))
+    for name in ("parameters", "codec_parameters", "tokens_per_step", "flops_per_step",
+                 "disk_bytes", "memory_per_rank_bytes"):  # fmt: skip
+        assert report[name] > 0, name
+    assert report["fits"] is (one.train.gpus_per_worker == 0)
+    assert (report["wall_clock_s"] is None) == bool(report["wall_clock_unknown"])
+    assert (report["wall_clock_unknown"] is None) <= (report["untrainable"] is None)
+    assert "FLOPs per step" in plan_table(plan)
+
+
+def test_a_track_that_cannot_be_trained_ends_before_anything_starts(tmp_path: Path) -> None:
+    for name, words in [
+        ("image/scaling/dit_xl", "model.kind = dit can be planned but not trained yet; only"),
+        ("multimodal/vq_mllm", "corpus.kind = multimodal_mixture can be planned"),
+    ]:
+        done = command("run", str(EXPERIMENTS / f"{name}.yaml"), home=tmp_path)
+        assert done.returncode == 3
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(tmp_path.glob("mlflow*"))
+    assert untrainable(experiment()) is None
+    assert untrainable(experiment("train.optimizer.schedule_steps=9000")) is None
+
+
+def test_planning_beyond_this_machine_exits_3_and_says_everything(tmp_path: Path) -> None:
+    file = str(EXPERIMENTS / "speech" / "tts_15hz.yaml")
+    done = command("plan", file, "--json", str(tmp_path / "plan.json"), home=tmp_path)
+    assert done.returncode == 3, done.stderr
+    report = json.loads((tmp_path / "plan.json").read_text())
+    assert report["fits"] is False
+    assert report["wall_clock_s"] is None
+    assert "unknown: nothing like transcribed_speech" in done.stdout
+    assert "40 GPUs" in done.stderr
+
+
+def test_rows_of_text_hold_latents_by_proportion_and_rate() -> None:
+    mixture = load_experiment(EXPERIMENTS / "multimodal" / "latentlm.yaml")
+    assert row_of(mixture) == (4096, round(4096 * (0.8 + 0.5) / 4), 4096 - round(4096 * 1.3 / 4))
+    only_text = load_experiment(
+        EXPERIMENTS / "multimodal" / "latentlm.yaml",
+        overrides=["corpus.pairs.proportion=1e-9", "corpus.interleaved.proportion=1e-9"],
+    )
+    assert row_of(only_text).latents == 0
+    codes = load_experiment(EXPERIMENTS / "multimodal" / "vq_mllm.yaml")
+    assert row_of(codes) == (4096, 0, 4096)
+    spoken = load_experiment(EXPERIMENTS / "speech" / "tts_15hz.yaml")
+    assert row_of(spoken).latents == round(2048 * 15 / (15 + 4))
+    assert row_of(experiment()) == (16, 16, 0)
+
+
+def test_recomputing_activations_and_known_records_lower_what_is_needed() -> None:
+    def activations(*overrides: str) -> int:
+        return memory_per_rank(experiment(*overrides), parameters=1)["activations"]
+
+    assert activations("train.activation_checkpointing=true") < activations()
+    one = experiment("train.steps=100000")
+    few = experiment("train.steps=100000", "corpus.records=1000")
+    caches = [disk_bytes(e, counts(e))["latent_cache_at_most"] for e in (one, few)]
+    row = row_of(one)
+    assert caches[1] == 4 * 1000 * row.latents * 16
+    assert caches[0] == 4 * 100_000 * one.train.batch_size * row.latents * 16

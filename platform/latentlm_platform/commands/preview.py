@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentlm_platform.commands import Result
 from latentlm_platform.commands.validate import add_overrides
+from latentlm_platform.errors import UserError
 
 if TYPE_CHECKING:  # heavy to import; needed here for annotations alone
     from latentlm_platform.corpora.class_images import BadRecord, CorpusIndex, Decoded
@@ -49,6 +50,11 @@ def execute(arguments: argparse.Namespace) -> Result:
 
     experiment = load_experiment(arguments.file, overrides=arguments.overrides)
     corpus = experiment.corpus
+    if corpus.kind != "class_images":
+        raise UserError(
+            f"{arguments.file}: corpus.kind = {corpus.kind} cannot be shown yet; preview shows"
+            " class_images"
+        )
     index = open_corpus(ensure(corpus.source), corpus=corpus)
     picture = Path(arguments.out or home() / "previews" / f"{experiment.name}.png")
     started = time.monotonic()
