@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help quickstart test check clean
+.PHONY: help quickstart test check bench clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,6 +19,9 @@ check: .venv/installed-dev  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: .venv/installed-bench  ## set up, then measure speed against the usual libraries
+	OMP_NUM_THREADS=1 $(BIN)/latentlm bench $(BENCH_ARGS)
 
 clean:  ## remove the environment and every cache in this folder; state stays
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -35,4 +38,8 @@ clean:  ## remove the environment and every cache in this folder; state stays
 
 .venv/installed-dev: .venv/installed
 	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@
+
+.venv/installed-bench: .venv/installed
+	$(PIP) install --quiet --editable '.[bench]'
 	@touch $@

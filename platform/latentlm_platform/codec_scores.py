@@ -11,6 +11,7 @@ from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.codec.sigma import LatentMoments
 from latentlm.media import encode_png, tile_images
 from latentlm.metrics.reconstruction import psnr, ssim
+from latentlm.metrics.variance_collapse import channel_variance
 from latentlm.signals import pixels_to_signal, signal_to_pixels
 from latentlm_platform.corpora.class_images import Decoded
 from latentlm_platform.errors import UserError
@@ -26,7 +27,7 @@ COLLAPSED_STD = 0.1  # of μ over the corpus; a channel below it hardly says any
 
 @torch.no_grad()
 def score_codec(codec: ImageViTCodec, held_out: Split, *, folder: Path) -> None:
-    """Write `scores.json` (flat metrics) and `reconstructions.png` into `folder`.
+    """Write `scores.json` (flat metrics), `variance.json` (a line a channel), and a picture.
 
     reconstruction_psnr and reconstruction_ssim decode the posterior's mean, the ceiling of what a
     model can generate; reconstruction_psnr_sigma_S decode means with noise of deviation S added,
@@ -55,6 +56,8 @@ def score_codec(codec: ImageViTCodec, held_out: Split, *, folder: Path) -> None:
     metrics["reconstruction_psnr"] = metrics["reconstruction_psnr_sigma_0"]
     metrics |= latent_health(codec, moments)
     (folder / "scores.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    channels = channel_variance(moments, variance=codec.settings.variance).rows()
+    (folder / "variance.json").write_text(json.dumps(channels, indent=1), encoding="utf-8")
     pixels = signal_to_pixels(torch.cat(shown)).cpu().numpy()
     (folder / "reconstructions.png").write_bytes(
         encode_png(tile_images(pixels, columns=len(shown[0])))
@@ -62,7 +65,7 @@ def score_codec(codec: ImageViTCodec, held_out: Split, *, folder: Path) -> None:
 
 
 def latent_health(codec: ImageViTCodec, moments: LatentMoments) -> dict[str, float]:
-    """Deviation of μ and of z by channel, and how many channels have collapsed."""
+    """Deviation of μ by channel, the noise beside it, and how many channels have collapsed."""
     variance = codec.settings.variance
     channels = moments.mean_std_Z()
     return {
@@ -71,6 +74,7 @@ def latent_health(codec: ImageViTCodec, moments: LatentMoments) -> dict[str, flo
         "latent_std": moments.latent_std(variance),
         "latent_mean": moments.latent_mean(),
         "collapsed_channels": float(len(moments.collapsed_channels(COLLAPSED_STD))),
+        **channel_variance(moments, variance=variance).metrics(),
     } | {f"latent_mu_std_channel_{i}": float(std) for i, std in enumerate(channels)}
 
 

@@ -24,6 +24,7 @@ from latentlm_platform.artifacts import key_of
 from latentlm_platform.codec_scores import read_held_out
 from latentlm_platform.evaluator_actor import Described, EvaluatorActor, Judge, shared_judge
 from latentlm_platform.experiment import Evaluate, Experiment
+from latentlm_platform.exposure_scores import score_exposure
 from latentlm_platform.home import artifacts_folder
 from latentlm_platform.splits import Splits
 
@@ -35,11 +36,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class ScaleScores:
-    """What was generated at one CFG scale: scores, pictures, and a line a sample."""
+    """What was generated at one CFG scale: scores, pictures, exposure bias a line a position."""
 
     cfg_scale: float
     metrics: dict[str, float] = field(default_factory=dict)
     grid: Path | None = None
+    exposure_rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -94,7 +96,19 @@ class Evaluator:
             judge = ray.get(judge_ref)
             ray.get([actor.set_judge.remote(judge) for actor in actors])
             shared = self._shared(judge, references)
-            return Evaluation(shared, self._generate(ray, actors, references, on_progress))
+            scales = self._generate(ray, actors, references, on_progress)
+            own = float(self.experiment.sample.cfg_scale)
+            exposures = score_exposure(
+                self.experiment,
+                actors=actors,
+                held_out=self.splits.held_out,
+                cfg_scales=tuple(s for s in cfg_scales(self.experiment) if s in (1.0, own)),
+            )
+            for scores in scales:
+                if scores.cfg_scale in exposures:
+                    scores.metrics |= exposures[scores.cfg_scale].metrics()
+                    scores.exposure_rows = exposures[scores.cfg_scale].rows()
+            return Evaluation(shared, scales)
         finally:
             for actor in actors:
                 ray.kill(actor)

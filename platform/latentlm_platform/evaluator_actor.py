@@ -11,8 +11,10 @@ from torch import Tensor
 
 from latentlm.features import feature_net
 from latentlm.generate import sample_latents
+from latentlm.head_sampler import HeadSampler
 from latentlm.load import load
 from latentlm.metrics.classifier import SmallImageClassifier, train_classifier
+from latentlm.metrics.exposure_bias import ExposureMoments, teacher_forced_latents
 from latentlm.metrics.reconstruction import psnr, ssim
 from latentlm.randomness import RowNoise
 from latentlm.settings import SamplerSettings
@@ -24,6 +26,7 @@ from latentlm_platform.runs import exclusive
 from latentlm_platform.splits import Split, Splits
 
 EVALUATION_EPOCH = 2**31 + 1  # keys the noise of generation apart from every training epoch's
+FORCED_EPOCH = 2**31 + 2  # and teacher-forced latents apart from free-running ones
 JUDGE_BATCH = 128
 JUDGE_BYTES = 2**30
 JUDGED_IMAGES = 10_000
@@ -184,6 +187,43 @@ class EvaluatorActor:
         pixels = signal_to_pixels(decoded).cpu().numpy()
         seconds = time.process_time() - started
         return pixels, self.describe(pixels), seconds
+
+    @torch.inference_mode()
+    def expose(
+        self,
+        *,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        ids: np.ndarray,
+        cfg_scales: tuple[float, ...],
+        sampler: SamplerSettings,
+        seed: int,
+    ) -> dict[float, ExposureMoments]:
+        """At each scale, real, teacher-forced and free-running latents of these images' labels."""
+        ids_B, labels_B = (torch.from_numpy(a.copy()).to(self.device) for a in (ids, labels))
+        free, forced = (
+            RowNoise(seed=seed, ids_B=ids_B, epochs_B=epoch)
+            for epoch in (EVALUATION_EPOCH, FORCED_EPOCH)
+        )
+        signal = pixels_to_signal(torch.from_numpy(pixels.copy())).to(self.device)
+        real_BNZ = self.codec.normalise(self.codec.draw(self.codec.encode(signal), noise=forced))
+        head = HeadSampler(self.model, sampler, compiled=False)
+        found = {}
+        for scale in cfg_scales:
+            scales_B = torch.full(labels_B.shape, scale, device=self.device)
+            moments = ExposureMoments.of_shape(*real_BNZ.shape[1:])
+            moments.add(
+                ids_B=ids_B,
+                real_BNZ=real_BNZ,
+                teacher_forced_BNZ=teacher_forced_latents(
+                    self.model, real_BNZ, labels_B, cfg_scales_B=scales_B, head=head, noise=forced
+                ),
+                free_running_BNZ=sample_latents(
+                    self.model, labels_B, cfg_scales_B=scales_B, sampler=sampler, noise=free
+                ),
+            )
+            found[scale] = moments
+        return found
 
     def _describe(self, pixels_BYXC: Tensor) -> Described:
         images_BCYX = pixels_BYXC.movedim(-1, 1).to(self.device)

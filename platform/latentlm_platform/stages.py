@@ -101,6 +101,8 @@ def make_codec(context: StageContext) -> Artifact:
             _train(context, run, group, train_codec, training, total=settings.steps, title="codec")
             metrics = json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
             run.log_metrics(metrics, step=settings.steps)
+            channels = json.loads((artifact.folder / "variance.json").read_text(encoding="utf-8"))
+            run.log_table(channels, "variance.json")
             rebuilt = read_png((artifact.folder / "reconstructions.png").read_bytes())
             run.log_picture(rebuilt, "reconstructions", settings.steps)
             artifact = replace(
@@ -391,5 +393,7 @@ def _log_scale(
         }
     )
     run.log_metrics(shared | scores.metrics)
+    if scores.exposure_rows:
+        run.log_table(scores.exposure_rows, "exposure_bias.json")
     run.log_picture(read_png(scores.grid.read_bytes()), "samples", 0)
     run.log_file(scores.grid.parent / "samples.csv")

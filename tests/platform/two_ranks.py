@@ -1,0 +1,74 @@
+"""What `test_modalities_on_two_ranks` runs as a process of its own: one rank of a text model."""
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+
+from latentlm.models import LatentLM, find_targets
+from latentlm.randomness import RowNoise
+from latentlm.sequence import Document, pack
+from latentlm.settings import HeadSettings, LatentLMSettings
+from latentlm_platform.experiment import Optimizer
+from latentlm_platform.losses import StepSums, loss_means, shares
+from latentlm_platform.zero import ZeroEngine
+from making_documents import LATENT_ONLY, TEXT_ONLY
+
+SETTINGS = LatentLMSettings(
+    vocabulary=30,
+    latent_width=4,
+    width=32,
+    depth=2,
+    heads=4,
+    kv_heads=2,
+    ffn_width=64,
+    norm="learned",
+    stop="continue",
+    head=HeadSettings(depth=2, ffn_width=64),
+)
+WEIGHTS = (2.0, 1.0, 0.5)
+STEPS = 6
+
+
+def train(stage: int, *, recompute: bool) -> list[dict[str, float]]:
+    """Losses by step; rank 0 of two sees only words, rank 1 only latents, one rank both."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    model = LatentLM(SETTINGS)
+    model.backbone.recompute = recompute
+    engine = ZeroEngine(
+        model,
+        optimizer=Optimizer(learning_rate=1e-2, warmup_steps=0),
+        stage=stage,
+        micro_batch_size=1,
+        accumulation=1,
+        ema_decay=0.9,
+    )
+    documents: list[Document] = [TEXT_ONLY, LATENT_ONLY]
+    mine = [0, 1] if ranks == 1 else [rank]
+    losses = []
+    for step in range(STEPS):
+        batch = pack([documents[n] for n in mine], length=10, latent_width=4)
+        noise = RowNoise(seed=0, ids_B=torch.tensor(mine), epochs_B=step)
+        targets = find_targets(batch, SETTINGS, noise=noise, condition_dropout=0.0)
+        counts = targets.counts_3(4)
+        dist.all_reduce(counts)
+        terms = engine(batch, targets, noise=noise, timesteps_per_token=4)
+        engine.backward(terms.sums_3 @ (ranks * shares(counts.tolist(), WEIGHTS)))
+        engine.micro_step(learning_rate=1e-2)
+        sums = StepSums()
+        sums.add(terms)
+        vector = sums.vector()
+        dist.all_reduce(vector)
+        losses.append(loss_means(vector, WEIGHTS))
+    return losses
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = [train(int(case[0]), recompute=case.endswith("r")) for case in sys.argv[1:]]
+    if dist.get_rank() == 0:
+        print("LOSSES " + json.dumps(found), flush=True)
+    dist.barrier()
