@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentlm.diffusion.packed_head import decoding_head
 from latentlm.diffusion.samplers import (
     guidance_table,
     guided,
@@ -48,7 +49,8 @@ class HeadSampler:
     """One model's head under one `SamplerSettings`; `compiled` compiles it with torch.compile."""
 
     def __init__(self, model: LatentLM, sampler: SamplerSettings, *, compiled: bool) -> None:
-        self.head, self.sampler = model.head, sampler
+        self.head = model.head if compiled else decoding_head(model.head)
+        self.sampler = sampler
         self.width = model.settings.latent_width
         self.table = solver_table(model.process, sampler)
         self.times = [step.time for step in self.table]
@@ -57,12 +59,12 @@ class HeadSampler:
             self.times, process_timesteps=self.timesteps, interval=sampler.guidance_interval
         )
         device = model.latent_projection.weight.device
-        self.embedding_S1D = self.head.embed_timesteps(
+        self.embedding_S1D = model.head.embed_timesteps(
             torch.tensor(self.times, device=device)
         ).unsqueeze(1)
         self.denoise: Callable[..., Tensor] = self.head.denoise
         if compiled:
-            self.denoise = torch.compile(self.head.denoise, dynamic=False)
+            self.denoise = torch.compile(model.head.denoise, dynamic=False)
         self.guidances: dict[tuple[tuple[float, ...], tuple[int, ...]], _Guidance] = {}
 
     def sample(
