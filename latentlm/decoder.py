@@ -16,6 +16,7 @@ from latentlm.backbone import BackboneCache
 from latentlm.diffusion.samplers import scheduled_scale
 from latentlm.head_sampler import HeadSampler
 from latentlm.models import LatentLM, null_ids
+from latentlm.packed_linear import packed
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import LATENT
 from latentlm.settings import SamplerSettings, TextSamplerSettings
@@ -75,6 +76,7 @@ class Decoder:
 
     def __init__(self, model: LatentLM, prompts: Prompts, how: Decoding) -> None:
         self.model, self.how, self.settings = model, how, model.settings
+        self.backbone = packed(model.backbone)
         self.head = HeadSampler(model, how.sampler, compiled=how.compiled)
         self.device = prompts.ids_BT.device
         self.rows = self._rows(prompts)
@@ -117,7 +119,8 @@ class Decoder:
             device=self.device,
             padding_B=padding_R,
         )
-        hidden_RTD = self.model.extend(ids_RT, prompts.latents_BTZ[streams], cache=cache)
+        x_RTD = self.model.embed(ids_RT, prompts.latents_BTZ[streams])
+        hidden_RTD = self.backbone.extend(x_RTD, cache=cache)
         return hidden_RTD[:, -1], cache
 
     def _step(self) -> Elements:
@@ -233,8 +236,8 @@ class Decoder:
         places = [self.live.index(row) for row in self.twins]
         ids_R = torch.cat((given.ids_E, null_ids(given.ids_E[places], self.settings)))
         latents_RZ = torch.cat((given.latents_EZ, given.latents_EZ[places]))
-        hidden_R1D = self.model.extend(ids_R[:, None], latents_RZ[:, None], cache=self.cache)
-        self.hidden_RD = hidden_R1D[:, -1]
+        x_R1D = self.model.embed(ids_R[:, None], latents_RZ[:, None])
+        self.hidden_RD = self.backbone.extend(x_R1D, cache=self.cache)[:, -1]
 
 
 def _runs(ids_BT: Tensor) -> list[int]:

@@ -22,7 +22,7 @@ LAYERS = (
     {"settings"},
     {"vocabulary", "sequence", "media", "signals", "features", "randomness"},
     {"layers"},
-    {"attention", "cross_entropy"},
+    {"attention", "cross_entropy", "packed_linear"},
     {"backbone", "diffusion", "codec"},
     {"models"},
     {"head_sampler", "words", "metrics"},

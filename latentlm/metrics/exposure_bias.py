@@ -20,7 +20,9 @@ from latentlm.sequence import PackedBatch, class_conditional
 from latentlm.settings import SamplerSettings
 
 KINDS = ("real", "teacher_forced", "free_running")
-HALVES = 2
+EXPOSURE = ("free_running", "teacher_forced")
+MODEL_ERROR = ("teacher_forced", "real")
+GROUPS = 8  # of images, whose spread tells what chance alone gives
 LAST_SHARE = 0.25  # of the positions, over which exposure_bias_last is the mean
 
 
@@ -85,23 +87,22 @@ def _scales(scales: list[float], count: int, sampler: SamplerSettings) -> list[f
 
 @dataclass(kw_only=True)
 class ExposureMoments:
-    """Counts and sums, fp64, by kind K of latent, half H of the images, position and channel.
+    """Counts and sums, fp64, by kind K of latent, group G of the images, position and channel.
 
-    Sums of many workers merge to the sums of one; no latent is kept. The two halves tell how large
-    a distance chance alone gives.
+    Sums of many workers merge to the sums of one; no latent is kept.
     """
 
-    counts_H: Tensor
-    sums_KHNZ: Tensor
-    square_sums_KHNZ: Tensor
+    counts_G: Tensor
+    sums_KGNZ: Tensor
+    square_sums_KGNZ: Tensor
 
     @classmethod
     def of_shape(cls, latent_count: int, latent_width: int) -> Self:
         """Nothing seen yet, of N = `latent_count` positions and Z = `latent_width` channels."""
-        shape = (2, len(KINDS), HALVES, latent_count, latent_width)
+        shape = (2, len(KINDS), GROUPS, latent_count, latent_width)
         empty = torch.zeros(shape, dtype=torch.float64)
-        counts_H = torch.zeros(HALVES, dtype=torch.float64)
-        return cls(counts_H=counts_H, sums_KHNZ=empty[0], square_sums_KHNZ=empty[1])
+        counts_G = torch.zeros(GROUPS, dtype=torch.float64)
+        return cls(counts_G=counts_G, sums_KGNZ=empty[0], square_sums_KGNZ=empty[1])
 
     def add(
         self,
@@ -111,35 +112,37 @@ class ExposureMoments:
         teacher_forced_BNZ: Tensor,
         free_running_BNZ: Tensor,
     ) -> None:
-        """Count images: an image's half is its id's parity, whatever batch it comes in."""
+        """Count images: an image's group is its id's remainder, whatever batch it comes in."""
         kinds = torch.stack((real_BNZ, teacher_forced_BNZ, free_running_BNZ)).cpu().double()
-        for half in range(HALVES):
-            mine = (ids_B % HALVES == half).cpu()
-            self.counts_H[half] += int(mine.sum())
-            self.sums_KHNZ[:, half] += kinds[:, mine].sum(1)
-            self.square_sums_KHNZ[:, half] += kinds[:, mine].square().sum(1)
+        groups_B = ids_B.cpu() % GROUPS
+        self.counts_G = self.counts_G + torch.bincount(groups_B, minlength=GROUPS)
+        self.sums_KGNZ = self.sums_KGNZ.index_add(1, groups_B, kinds)
+        self.square_sums_KGNZ = self.square_sums_KGNZ.index_add(1, groups_B, kinds.square())
 
     def merge(self, other: "ExposureMoments") -> None:
         """Count what another worker has counted."""
-        self.counts_H = self.counts_H + other.counts_H
-        self.sums_KHNZ = self.sums_KHNZ + other.sums_KHNZ
-        self.square_sums_KHNZ = self.square_sums_KHNZ + other.square_sums_KHNZ
+        self.counts_G = self.counts_G + other.counts_G
+        self.sums_KGNZ = self.sums_KGNZ + other.sums_KGNZ
+        self.square_sums_KGNZ = self.square_sums_KGNZ + other.square_sums_KGNZ
 
     def gap_N(self, one: str, other: str) -> Tensor:
         """(m₁ - m₂)² + (s₁ - s₂)² of two kinds, by position: the mean over channels."""
         means_KNZ, stds_KNZ = self._gaussians()
         i, j = KINDS.index(one), KINDS.index(other)
-        return _distance_N(means_KNZ[i], stds_KNZ[i], means_KNZ[j], stds_KNZ[j])
+        squares_NZ = (means_KNZ[i] - means_KNZ[j]).square() + (stds_KNZ[i] - stds_KNZ[j]).square()
+        return squares_NZ.mean(-1)
 
-    def floor_N(self) -> Tensor:
-        """What `gap_N` would be between equal laws: teacher forcing of one half to the other's.
+    def floor_N(self, one: str, other: str) -> Tensor:
+        """What `gap_N` would be on average for equal laws, with as many images: chance alone.
 
-        Halved, since a Fréchet distance of equal laws goes with 1 / images, and these are halves.
+        The variance over groups of m₁ - m₂ and of s₁ - s₂, over the number of groups. So gap minus
+        floor estimates the distance of the laws without bias, and may be negative.
         """
-        means_HNZ, stds_HNZ = _gaussian(
-            self.counts_H[:, None, None], self.sums_KHNZ[1], self.square_sums_KHNZ[1]
-        )
-        return _distance_N(means_HNZ[0], stds_HNZ[0], means_HNZ[1], stds_HNZ[1]) / HALVES
+        counts_G11 = self.counts_G[:, None, None]
+        means_KGNZ, stds_KGNZ = _gaussian(counts_G11, self.sums_KGNZ, self.square_sums_KGNZ)
+        i, j = KINDS.index(one), KINDS.index(other)
+        spread_NZ = (means_KGNZ[i] - means_KGNZ[j]).var(0) + (stds_KGNZ[i] - stds_KGNZ[j]).var(0)
+        return spread_NZ.mean(-1) / GROUPS
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics, in units of the normalised latents' variance, means over positions.
@@ -147,15 +150,16 @@ class ExposureMoments:
         exposure_bias: free-running to teacher-forced; exposure_bias_last: in the last quarter of
         positions; both to be read against exposure_bias_floor. teacher_forced_error: to real.
         """
-        gap_N, floor_N = self.gap_N("free_running", "teacher_forced"), self.floor_N()
+        gap_N, floor_N = self.gap_N(*EXPOSURE), self.floor_N(*EXPOSURE)
         last = max(1, round(LAST_SHARE * len(gap_N)))
         return {
             "exposure_bias": float(gap_N.mean()),
             "exposure_bias_last": float(gap_N[-last:].mean()),
             "exposure_bias_floor": float(floor_N.mean()),
             "exposure_bias_last_floor": float(floor_N[-last:].mean()),
-            "teacher_forced_error": float(self.gap_N("teacher_forced", "real").mean()),
-            "exposure_bias_images": float(self.counts_H.sum()),
+            "teacher_forced_error": float(self.gap_N(*MODEL_ERROR).mean()),
+            "teacher_forced_error_floor": float(self.floor_N(*MODEL_ERROR).mean()),
+            "exposure_bias_images": float(self.counts_G.sum()),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -165,9 +169,10 @@ class ExposureMoments:
         columns: dict[str, Tensor] = {}
         for k, kind in enumerate(KINDS):
             columns |= {f"{kind}_mean": means_KN[k], f"{kind}_std": stds_KN[k]}
-        columns["exposure_bias"] = self.gap_N("free_running", "teacher_forced")
-        columns["exposure_bias_floor"] = self.floor_N()
-        columns["teacher_forced_error"] = self.gap_N("teacher_forced", "real")
+        columns["exposure_bias"] = self.gap_N(*EXPOSURE)
+        columns["exposure_bias_floor"] = self.floor_N(*EXPOSURE)
+        columns["teacher_forced_error"] = self.gap_N(*MODEL_ERROR)
+        columns["teacher_forced_error_floor"] = self.floor_N(*MODEL_ERROR)
         return [
             {"position": n} | {name: float(values[n]) for name, values in columns.items()}
             for n in range(means_KN.shape[1])
@@ -175,19 +180,15 @@ class ExposureMoments:
 
     def _gaussians(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (K, N, Z) of all images of each kind."""
-        return _gaussian(self.counts_H.sum(), self.sums_KHNZ.sum(1), self.square_sums_KHNZ.sum(1))
+        return _gaussian(self.counts_G.sum(), self.sums_KGNZ.sum(1), self.square_sums_KGNZ.sum(1))
 
 
 def _gaussian(count: Tensor, sums: Tensor, square_sums: Tensor) -> tuple[Tensor, Tensor]:
     if int(count.min()) < 2:
         raise ValueError(
-            f"a deviation needs 2 images of each half, the halves have {count.flatten().tolist()};"
-            " add more, of even and of odd ids"
+            f"{int(count.sum())} images give the smallest of {GROUPS} groups {int(count.min())};"
+            f" a deviation needs 2 in each: add more, {2 * GROUPS} at least, of consecutive ids"
         )
     mean = sums / count
     variance = (square_sums / count - mean.square()).clamp(min=0) * count / (count - 1)
     return mean, variance.sqrt()
-
-
-def _distance_N(mean_NZ: Tensor, std_NZ: Tensor, other_NZ: Tensor, other_std_NZ: Tensor) -> Tensor:
-    return ((mean_NZ - other_NZ).square() + (std_NZ - other_std_NZ).square()).mean(-1)

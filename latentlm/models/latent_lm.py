@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentlm.backbone import Backbone, BackboneCache
+from latentlm.backbone import Backbone
 from latentlm.cross_entropy import SoftmaxHead
 from latentlm.diffusion.head import DiffusionHead
 from latentlm.diffusion.process import DiffusionProcess
@@ -126,10 +126,6 @@ class LatentLM(nn.Module):
         projected_BTD = self.latent_projection(latents_BTZ.float())
         is_latent_BT1 = (ids_BT == LATENT).unsqueeze(-1)
         return torch.where(is_latent_BT1, projected_BTD.to(x_BTD.dtype), x_BTD)
-
-    def extend(self, ids_BT: Tensor, latents_BTZ: Tensor, *, cache: BackboneCache) -> Tensor:
-        """h (B, T, D) of T more positions, given the cache of those before."""
-        return self.backbone.extend(self.embed(ids_BT, latents_BTZ), cache=cache)
 
     def _diffusion_loss(
         self,

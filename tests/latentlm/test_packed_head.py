@@ -5,6 +5,8 @@ import torch
 
 from latentlm.diffusion.head import DiffusionHead
 from latentlm.diffusion.packed_head import PackedHead, decoding_head
+from latentlm.layers import SwiGLU
+from latentlm.packed_linear import packed
 
 
 def make_head(*, learned_norm: bool = False, depth: int = 3) -> DiffusionHead:
@@ -40,6 +42,19 @@ def test_it_is_the_same_function(learned_norm: bool, rows: int) -> None:
         torch.testing.assert_close(
             packed.denoise(x, found[step]), exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max())
         )
+
+
+@torch.inference_mode()
+def test_a_packed_module_is_the_module_and_leaves_it_alone() -> None:
+    torch.manual_seed(0)
+    feedforward = SwiGLU(width=48, ffn_width=80)
+    x = torch.randn(3, 5, 48)
+    wanted, names = feedforward(x), list(feedforward.state_dict())
+    found = packed(feedforward)
+    torch.testing.assert_close(found(x), wanted, rtol=1e-5, atol=1e-5)
+    assert found is not feedforward
+    assert list(feedforward.state_dict()) == names
+    assert isinstance(feedforward.down, torch.nn.Linear)
 
 
 def test_it_stands_aside_where_weights_are_not_whole_or_gradients_are_wanted() -> None:
