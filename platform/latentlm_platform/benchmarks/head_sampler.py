@@ -43,7 +43,8 @@ def case(*, width: int, batch: int, steps: int) -> Case:
     scheduler = new_scheduler()
     hidden_PD, noise_BZ = torch.randn(2 * batch, width), torch.randn(batch, LATENT_WIDTH)
     condition_PD = model.head.condition_norm(hidden_PD).detach()
-    sampler = HeadSampler(model, SamplerSettings(steps=steps, cfg_scale=SCALE), compiled=False)
+    with torch.inference_mode():  # where decoding makes its sampler: weights may be packed
+        sampler = HeadSampler(model, SamplerSettings(steps=steps, cfg_scale=SCALE), compiled=False)
     noise, rows = GivenNoise([noise_BZ]).at(0), list(range(batch))
 
     @torch.inference_mode()
