@@ -281,11 +281,11 @@ class Evaluate(Section):
     )
 
     def problems(self) -> Iterator[Problem]:
-        if 0 < self.exposure_bias_images < 4:
+        if 0 < self.exposure_bias_images < 16:
             yield (
                 "exposure_bias_images",
-                f"{self.exposure_bias_images} is too few for two halves with a deviation each;"
-                " give 4 or more, or 0 to leave it out",
+                f"{self.exposure_bias_images} is too few for eight groups with a deviation each;"
+                " give 16 or more, or 0 to leave it out",
             )
 
 
