@@ -79,14 +79,15 @@ class Decoder:
         self.backbone = packed(model.backbone)
         self.head = HeadSampler(model, how.sampler, compiled=how.compiled)
         self.device = prompts.ids_BT.device
+        self.special = special_ids(self.settings.vocabulary or 0)  # unused without a vocabulary
         self.rows = self._rows(prompts)
-        self.live = list(range(len(self.rows)))
+        self.live = [i for i, row in enumerate(self.rows) if row.mode != "done"]
         self.twins = [row for row in self.live if how.scales[row] != 1]
         self.hidden_RD, self.cache = self._prefill(prompts)
 
     def run(self) -> None:
         """Decode until every row is done or has `capacity` more elements."""
-        for added in range(1, self.how.capacity + 1):
+        for added in range(1, self.how.capacity + 1) if self.live else ():
             given = self._step()
             if self.how.on_step is not None:
                 self.how.on_step(given)
@@ -103,10 +104,18 @@ class Decoder:
         if prompts.padding_B is not None:
             padding = prompts.padding_B.tolist()
         last, runs = prompts.ids_BT[:, -1].tolist(), _runs(prompts.ids_BT)
-        return [
+        rows = [
             Row(self._mode_after(word), columns - empty, run)
             for word, empty, run in zip(last, padding, runs, strict=True)
         ]
+        for row in rows:
+            self._finish_labelled(row)
+        return rows
+
+    def _finish_labelled(self, row: Row) -> None:
+        """A row of a class-conditional model is done with its last latent."""
+        if self.settings.vocabulary is None and row.run >= (self.settings.latent_count or 0):
+            row.mode = "done"
 
     def _prefill(self, prompts: Prompts) -> tuple[Tensor, BackboneCache]:
         streams = torch.tensor(self.live + self.twins, device=self.device)
@@ -135,7 +144,7 @@ class Decoder:
         if text:
             ids_E[text] = self._words(text)
         if ending:
-            ids_E[sorted(ending)] = special_ids(self.settings.vocabulary or 0).eod
+            ids_E[sorted(ending)] = self.special.eod
         if len(latent) == len(self.live):
             latents_EZ = self._latents(latent)
         elif latent:
@@ -147,29 +156,28 @@ class Decoder:
         """Which rows in latent mode end their run of latents here."""
         runs = {i: self.rows[self.live[i]].run for i in places}
         if self.settings.stop == "count":
-            return [i for i, run in runs.items() if run == self.settings.latent_count]
+            return [i for i, run in runs.items() if run >= (self.settings.latent_count or 0)]
         asked = [i for i, run in runs.items() if run > 0]
         if not asked:
             return []
-        special = special_ids(self.settings.vocabulary or 0)
         logits_EV = self.model.softmax_head(self.hidden_RD[asked])
         if self.settings.stop == "continue":
-            stops = logits_EV[:, special.eod] > logits_EV[:, special.go_on]
+            stops = logits_EV[:, self.special.eod] > logits_EV[:, self.special.go_on]
         else:
-            stops = logits_EV.argmax(dim=1) == special.eod
+            stops = logits_EV.argmax(dim=1) == self.special.eod
         return [i for i, stop in zip(asked, stops.tolist(), strict=True) if stop]
 
     def _words(self, places: list[int]) -> Tensor:
-        special = special_ids(self.settings.vocabulary or 0)
         logits_WV = self.model.softmax_head(self.hidden_RD[places])
-        logits_WV[:, [special.pad, special.go_on, special.eod]] = -torch.inf
+        logits_WV[:, [self.special.pad, self.special.go_on, self.special.eod]] = -torch.inf
         uniforms_W = self._noise(places).uniform(Draw.TEXT)
         return sample_words(logits_WV, settings=self.how.text, uniforms_W=uniforms_W)
 
     def _latents(self, places: list[int]) -> Tensor:
         """Latents (K, Z) of the rows at these places of `live`."""
         rows = [self.live[i] for i in places]
-        twins = [self.twins.index(row) for row in rows if row in set(self.twins)]
+        place_of = {row: twin for twin, row in enumerate(self.twins)}
+        twins = [place_of[row] for row in rows if row in place_of]
         streams = places + [len(self.live) + twin for twin in twins]
         whole = len(streams) == len(self.hidden_RD)
         return self.head.sample(
@@ -189,9 +197,8 @@ class Decoder:
                 f"sample.guidance_schedule = {schedule} needs a fixed number of latents; this"
                 " model's latents end with EOD: choose constant"
             )
-        return scheduled_scale(
-            scale, fraction=self.rows[row].run / max(1, count - 1), schedule=schedule
-        )
+        fraction = min(1.0, self.rows[row].run / max(1, count - 1))
+        return scheduled_scale(scale, fraction=fraction, schedule=schedule)
 
     def _noise(self, places: list[int]) -> RowNoise:
         """Keyed by row and by the position that is decoded, never by the batch around it."""
@@ -205,8 +212,7 @@ class Decoder:
         for i in latent:
             row = self.rows[self.live[i]]
             row.run += 1
-            if self.settings.vocabulary is None and row.run == self.settings.latent_count:
-                row.mode = "done"
+            self._finish_labelled(row)
         for i in ending:
             self.rows[self.live[i]].mode, self.rows[self.live[i]].run = "text", 0
         for i, word in zip(text, ids_E[text].tolist() if text else [], strict=True):
@@ -217,15 +223,15 @@ class Decoder:
     def _mode_after(self, word: int) -> Mode:
         if self.settings.vocabulary is None or word == LATENT:
             return "latent"
-        special = special_ids(self.settings.vocabulary)
-        if word == special.end:
+        if word == self.special.end:
             return "done"
-        return "latent" if word == special.bod else "text"
+        return "latent" if word == self.special.bod else "text"
 
     def _keep(self, places: list[int], given: Elements) -> Elements:
         """Go on with the rows at these places alone."""
         live = [self.live[i] for i in places]
-        twins = [row for row in self.twins if row in set(live)]
+        staying = set(live)
+        twins = [row for row in self.twins if row in staying]
         streams = places + [len(self.live) + self.twins.index(row) for row in twins]
         self.cache.keep(torch.tensor(streams, device=self.device))
         self.live, self.twins = live, twins

@@ -33,9 +33,10 @@ def sample_latents(
     scale 1 runs no null stream. labels and noise are on the model's device. `progress` is called
     with (latents done, N). Raises ValueError when labels and scales differ in length.
     """
-    if labels_B.shape != cfg_scales_B.shape:
+    if not len(labels_B) == len(cfg_scales_B) == len(noise) or not len(labels_B):
         raise ValueError(
-            f"{len(labels_B)} labels came with {len(cfg_scales_B)} guidance scales; give one each"
+            f"{len(labels_B)} labels came with {len(cfg_scales_B)} guidance scales and noise of"
+            f" {len(noise)} rows; give one each, and one label or more"
         )
     settings = model.settings
     if settings.vocabulary is not None or settings.latent_count is None:
@@ -80,11 +81,15 @@ def generate(
     END) stay in the spans. `on_step` streams: it is called with the elements of every step.
     """
     scales = [sampler.cfg_scale] * len(prompts) if cfg_scales is None else list(cfg_scales)
-    if len(scales) != len(prompts) or len(noise) != len(prompts):
+    if not len(prompts) == len(scales) == len(noise) or not len(prompts):
         raise ValueError(
             f"{len(prompts)} prompts came with {len(scales)} guidance scales and noise of"
-            f" {len(noise)} rows; give one each"
+            f" {len(noise)} rows; give one each, and one prompt or more"
         )
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}; give 1 or more elements to add")
+    if not all(sum(len(span) for span in prompt) for prompt in prompts):
+        raise ValueError("a prompt is empty; give it at least one word, label or latent")
     device = model.latent_projection.weight.device
     words: list[list[int]] = [[] for _ in prompts]
     latents: list[list[Tensor]] = [[] for _ in prompts]

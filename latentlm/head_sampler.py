@@ -38,8 +38,10 @@ class _Captured:
 
 @dataclass
 class _Guidance:
-    """The scales (S, K) of one set of rows, and which rows have a twin."""
+    """The scales (S, K) of a set of rows, which have a twin, and the loop captured for them."""
 
+    key: tuple[int, tuple[int, ...]]
+    scales: list[float]
     scales_SK: Tensor
     rows: Tensor
     captured: _Captured | None = None
@@ -65,7 +67,7 @@ class HeadSampler:
         self.denoise: Callable[..., Tensor] = self.head.denoise
         if compiled:
             self.denoise = torch.compile(model.head.denoise, dynamic=False)
-        self.guidances: dict[tuple[tuple[float, ...], tuple[int, ...]], _Guidance] = {}
+        self.guidance: _Guidance | None = None
 
     def sample(
         self, hidden_PD: Tensor, *, scales: list[float], guided_rows: list[int], noise: RowNoise
@@ -108,17 +110,23 @@ class HeadSampler:
     def _guidance(
         self, scales: list[float], guided_rows: list[int], device: torch.device
     ) -> _Guidance:
-        """Built once for each set of rows: decoding asks for the same one again and again."""
-        key = (tuple(scales), tuple(guided_rows))
-        if key not in self.guidances:
-            table_SK = guidance_table(
-                torch.tensor(scales, device=device),
-                times_S=self.times,
-                process_timesteps=self.timesteps,
-                interval=self.sampler.guidance_interval,
-            )
-            self.guidances[key] = _Guidance(table_SK, torch.tensor(guided_rows, device=device))
-        return self.guidances[key]
+        """Kept while the rows stay the same; new scales are written into the same memory."""
+        key, kept = (len(scales), tuple(guided_rows)), self.guidance
+        if kept is not None and kept.key == key and kept.scales == scales:
+            return kept
+        table_SK = guidance_table(
+            torch.tensor(scales, device=device),
+            times_S=self.times,
+            process_timesteps=self.timesteps,
+            interval=self.sampler.guidance_interval,
+        )
+        if kept is not None and kept.key == key:
+            kept.scales_SK.copy_(table_SK)
+            kept.scales = scales
+            return kept
+        rows = torch.tensor(guided_rows, dtype=torch.int64, device=device)
+        self.guidance = _Guidance(key, scales, table_SK, rows)
+        return self.guidance
 
     def _replay(self, guidance: _Guidance, hidden_PD: Tensor, initial_KZ: Tensor) -> Tensor:
         """The same loop as one CUDA graph: its kernels are too small to launch one by one."""

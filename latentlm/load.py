@@ -106,6 +106,8 @@ def save_codec(folder: Path | str, *, codec: SignalCodec) -> None:
 def load(folder: Path | str) -> Loaded:
     """Read an export. Raises ValueError where a file is missing or does not fit the settings."""
     settings, metadata = _read_settings(Path(folder), "model", MODELS)
+    if settings.kind != "latent_lm":
+        raise ValueError(f"{folder} holds a {settings.kind}; only latent_lm can be loaded so far")
     with torch.device("meta"):  # weights come from the file; random ones would only cost time
         model = build_model(settings)
     load_weights(model, folder)
@@ -158,7 +160,7 @@ def _read_settings(
     if not path.is_file():
         raise ValueError(f"{folder} has no {stem}.json; give the folder of an export")
     description = json.loads(path.read_text())
-    kind = description["kind"]
+    kind = description.get("kind")
     if kind not in entries:
         raise ValueError(f"{path}: kind {kind} is none of {', '.join(entries)}")
     try:
@@ -171,7 +173,8 @@ def _read_settings(
 def _settings(kind: Any, value: Any) -> Any:
     """`value` as JSON gives it → the type `kind`: nested dataclasses, told apart by `kind`."""
     if isinstance(kind, UnionType) and isinstance(value, dict):
-        kind = next(choice for choice in get_args(kind) if choice.kind == value["kind"])
+        known = {choice.kind: choice for choice in get_args(kind)}
+        kind = known[value["kind"]]
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return tuple(value) if isinstance(value, list) else value
     types = {field.name: field.type for field in dataclasses.fields(kind)}

@@ -23,8 +23,6 @@ Picture: TypeAlias = npt.NDArray[np.uint8]
 Sound: TypeAlias = npt.NDArray[np.float32]
 Part: TypeAlias = str | int | Picture | Sound
 
-PART_POSITIONS = 2**20  # keys the σ of a document's parts apart from the noise of what is decoded
-
 
 class Speaks(Protocol):
     """A model with its codec and, where it has text, its vocabulary."""
@@ -54,22 +52,29 @@ def to_document(
         elif isinstance(part, int | np.integer):
             spans.append(_label(int(part), loaded.model))
         else:
-            span = _latents(part, loaded, noise=noise.at(PART_POSITIONS + place))
+            span = _latents(part, loaded, noise=noise.at(place))
             special = _vocabulary(loaded, "a signal").special
             spans += [_words([special.bod]), span, _words([special.eod])]
     if ask_signal and loaded.model.settings.vocabulary is not None:
         spans.append(_words([_vocabulary(loaded, "a signal").special.bod]))
+    if loaded.vocabulary is None and len(spans) > 1:
+        raise ValueError(f"{len(spans)} class labels came for one picture; give one a prompt")
     if not sum(len(span) for span in spans):
         raise ValueError("a prompt has no elements; give text, a class label or a signal")
     return tuple(spans)
 
 
 def to_parts(document: Document, loaded: Speaks) -> list[Part]:
-    """Spans as parts: words joined to text, each run of latents decoded to a picture or sound."""
+    """Spans as parts: words joined to text, each run of latents decoded to a picture or sound.
+
+    A run of another length than a picture's, cut short by capacity, is left out.
+    """
     parts: list[Part] = []
+    whole = getattr(loaded.codec, "latent_count", None)
     for span in document:
         if isinstance(span, LatentSpan):
-            parts.append(_signal(span, loaded))
+            if whole in (None, len(span)):
+                parts.append(_signal(span, loaded))
         elif loaded.vocabulary is not None:
             text = loaded.vocabulary.decode(span.token_ids.tolist())
             if text:
@@ -102,8 +107,15 @@ def _label(label: int, model: LatentLM) -> TextSpan:
 def _latents(part: Picture | Sound, loaded: Speaks, *, noise: RowNoise) -> LatentSpan:
     device = loaded.model.latent_projection.weight.device
     signal = torch.from_numpy(np.array(part)).unsqueeze(0).to(device)
-    if part.ndim == 3:
+    if part.ndim == 3 and part.dtype == np.uint8:
         signal = pixels_to_signal(signal)
+    elif part.ndim == 1 and np.issubdtype(part.dtype, np.floating):
+        signal = signal.float()
+    else:
+        raise ValueError(
+            f"a part of {part.dtype} with shape {part.shape} is neither a picture (uint8, rows x"
+            " columns x channels) nor a sound (floats, samples)"
+        )
     latents_1NZ = loaded.codec.draw(loaded.codec.encode(signal), noise=noise)
     return LatentSpan(loaded.codec.normalise(latents_1NZ)[0].cpu().numpy())
 

@@ -109,6 +109,7 @@ def pack(documents: Sequence[Document], *, length: int, latent_width: int) -> Pa
                 here = slice(start, start + len(span))
                 scored[row, here] = span.scored
                 if isinstance(span, TextSpan):
+                    _check_ids(span, number)
                     ids[row, here] = span.token_ids
                 else:
                     _check_width(span, number, latent_width)
@@ -132,6 +133,13 @@ def _first_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
         rows[row].append(number)
         room[row] -= size
     return rows
+
+
+def _check_ids(span: TextSpan, number: int) -> None:
+    if (span.token_ids < 0).any():
+        raise ValueError(
+            f"document {number} has the word {span.token_ids.min()}; ids are 0 or more"
+        )
 
 
 def _check_width(span: LatentSpan, number: int, latent_width: int) -> None:

@@ -216,7 +216,7 @@ MULTIMODAL = {
     "model.ffn_width": 6144,
     "model.vocabulary": 100_288,
     "model.heads": 16,
-    "model.stop": "eod",
+    "model.stop": "count",
     "train.optimizer.betas": (0.9, 0.98),
     "train.optimizer.learning_rate": 3e-4,
     "train.optimizer.warmup_steps": 500,
@@ -226,6 +226,7 @@ MULTIMODAL = {
     "train.optimizer.schedule_steps": -(-(10**12) // (4 * 2**20)),
 }
 SPEECH = {
+    "model.stop": "continue",
     "corpus.sample_rate_hz": 24_000,
     "corpus.prompt_seconds": 3.0,
     "codec.channels": 32,

@@ -69,7 +69,9 @@ class Codebook(nn.Module):
         """Ids (B, N) of the nearest unit codes; of unit vectors that is the largest cosine."""
         unit_RE = F.normalize(vectors_BNE.detach().float(), dim=-1).flatten(0, 1)
         codes_EV = self.unit_codes_VE().detach().T
-        ids_R = torch.cat([(rows @ codes_EV).argmax(-1) for rows in unit_RE.split(ROWS_AT_ONCE)])
+        with torch.autocast(unit_RE.device.type, enabled=False):  # bf16 would mistake neighbours
+            ids = [(rows @ codes_EV).argmax(-1) for rows in unit_RE.split(ROWS_AT_ONCE)]
+        ids_R = torch.cat(ids)
         return ids_R.unflatten(0, vectors_BNE.shape[:2])
 
     def look_up(self, ids_BN: Tensor) -> Tensor:

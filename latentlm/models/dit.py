@@ -105,8 +105,8 @@ class DiT(nn.Module):
         self._check(x_BNZ)
         embedded_BD = self.timestep_network(sinusoid(times_B)) + self.class_embedding(labels_B)
         condition_B1D = F.silu(embedded_BD).unsqueeze(1)
-        projected_BND = self.noisy_projection(x_BNZ)
-        x_BND = projected_BND + self._positions(x_BNZ.device).to(projected_BND.dtype)
+        # fp32 positions keep the residual stream in fp32 under autocast, as LatentLM's is
+        x_BND = self.noisy_projection(x_BNZ) + self._positions(x_BNZ.device)
         for block in self.blocks:
             x_BND = block(x_BND, condition_B1D)
         shift, scale = self.final_modulation(condition_B1D).chunk(2, dim=-1)

@@ -178,6 +178,11 @@ class LatentLM(nn.Module):
 
     def _check(self, batch: PackedBatch) -> None:
         width, count = self.settings.latent_width, self.settings.latent_count
+        if batch.ids_BT.shape[0] == 0 or batch.ids_BT.shape[1] < 2:
+            raise ValueError(
+                f"a batch of {tuple(batch.ids_BT.shape)} elements predicts nothing; give one or"
+                " more rows of two or more"
+            )
         if batch.latents_BTZ.shape[-1] != width:
             raise ValueError(
                 f"latents have shape {tuple(batch.latents_BTZ.shape)}; the model needs latent_width"

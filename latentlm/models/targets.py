@@ -42,7 +42,7 @@ def find_targets(
     """The targets of a batch; noise keyed by document.
 
     condition_dropout is the share of documents that see no condition, for guidance: the label, or
-    the words before the first latent, become the null label or PAD and are no targets themselves.
+    the words before the last latent, become the null label or PAD and are no targets themselves.
     """
     ids_BT, hidden_BT = _drop_conditions(batch, settings, noise=noise, share=condition_dropout)
     document_BT = batch.document_BT
@@ -96,22 +96,20 @@ def _drop_conditions(
         hidden_BT = nowhere.clone()
         hidden_BT[:, 0] = noise.uniform(Draw.LABEL_DROPOUT) < share
     else:
-        hidden_BT = _before_first_latent(batch, documents=len(noise))
+        hidden_BT = _before_last_latent(batch, documents=len(noise))
         dropped_N = noise.uniform(Draw.LABEL_DROPOUT) < share
         hidden_BT = hidden_BT & dropped_N[batch.document_BT.clamp(min=0)]
     ids_BT = torch.where(hidden_BT, null_ids(batch.ids_BT, settings), batch.ids_BT)
     return ids_BT, hidden_BT & (ids_BT != batch.ids_BT)
 
 
-def _before_first_latent(batch: PackedBatch, *, documents: int) -> Tensor:
-    """bool (B, T): a word before its document's first latent; none in documents of words alone."""
+def _before_last_latent(batch: PackedBatch, *, documents: int) -> Tensor:
+    """bool (B, T): before its document's last latent; nothing in documents of words alone."""
     document_P, position_P = batch.document_BT.flatten(), batch.position_BT.flatten()
     latents = (batch.ids_BT.flatten() == LATENT) & (document_P != PADDING)
-    far = torch.iinfo(torch.int64).max
-    first_N = torch.full((documents,), far, dtype=torch.int64, device=document_P.device)
-    first_N = first_N.scatter_reduce(0, document_P[latents], position_P[latents], "amin")
-    first_N = torch.where(first_N == far, 0, first_N)
-    before_P = (position_P < first_N[document_P.clamp(min=0)]) & (document_P != PADDING)
+    last_N = torch.zeros(documents, dtype=torch.int64, device=document_P.device)
+    last_N = last_N.scatter_reduce(0, document_P[latents], position_P[latents], "amax")
+    before_P = (position_P < last_N[document_P.clamp(min=0)]) & (document_P != PADDING)
     return before_P.view_as(batch.ids_BT)
 
 

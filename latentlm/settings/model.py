@@ -7,6 +7,8 @@ from typing import Literal
 from latentlm.settings.diffusion import DiffusionSettings
 from latentlm.settings.rules import STRICT, Problem, divides, positive
 
+SPECIAL_WORDS = 5  # END, CONTINUE, EOD, BOD, PAD
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
@@ -26,8 +28,9 @@ class LatentLMSettings:
 
     A class-conditional model has `classes` and a fixed `latent_count`: [class, z₁ … z_{N-1}]
     predicts z₁ … z_N. A model with text has `vocabulary` words instead, and its latents stand
-    between BOD and EOD. `stop` says who ends a run of latents: their fixed count, EOD as the
-    likeliest word, or EOD against the word CONTINUE, which then is trained too (our addition).
+    between BOD and EOD. `stop` says who ends a run of latents: their fixed count; EOD as the
+    likeliest word (the words at latents are trained only where EOD follows, so that runs tend to
+    end early); or EOD against the word CONTINUE, which then is trained too (our addition).
 
     `norm` is without a scale in the official code and learned in Llama. `rotary`: interleaved
     pairs with both ends of the frequency range (official), or half-split pairs without the end
@@ -59,6 +62,11 @@ class LatentLMSettings:
         yield from transformer_problems(self.width, self.heads, self.kv_heads)
         if (self.classes is None) == (self.vocabulary is None):
             yield "vocabulary", "a model has either classes or a vocabulary; give exactly one"
+        if self.vocabulary is not None and self.vocabulary <= SPECIAL_WORDS:
+            yield (
+                "vocabulary",
+                f"{self.vocabulary} has no room beside the {SPECIAL_WORDS} words of our own",
+            )
         if self.stop == "count" and self.latent_count is None:
             yield "stop", "count needs a fixed latent_count; choose eod or continue"
         if self.stop != "count" and self.vocabulary is None:

@@ -1,14 +1,13 @@
 """Losses over ranks and micro-batches: sums and counts are added up, never means averaged."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from latentlm.models import LOSSES, LossTerms
-
-TIMESTEP_BINS = 10
+from latentlm.models import BINS, LOSSES, LossTerms
 
 
 def _zeros(*shape: int) -> Tensor:
@@ -20,7 +19,7 @@ class StepSums:
     """Loss sums and counts of this rank's micro-batches, by kind and by timestep tenth."""
 
     kinds: Tensor = field(default_factory=lambda: _zeros(2, len(LOSSES)))
-    bins: Tensor = field(default_factory=lambda: _zeros(2, TIMESTEP_BINS))
+    bins: Tensor = field(default_factory=lambda: _zeros(2, BINS))
 
     def add(self, loss: LossTerms) -> None:
         self.kinds += torch.stack([loss.sums_3.detach().double(), loss.counts_3]).cpu()
@@ -44,10 +43,10 @@ def loss_means(reduced: Tensor, weights: Sequence[float]) -> dict[str, float]:
     sums, counts = reduced[: 2 * kinds].view(2, kinds).tolist()
     rows = zip(LOSSES, weights, sums, counts, strict=True)
     found = [(name, weight, total / n) for name, weight, total, n in rows if n]
-    bin_sums, bin_counts = reduced[2 * kinds :].view(2, TIMESTEP_BINS).tolist()
+    bin_sums, bin_counts = reduced[2 * kinds :].view(2, BINS).tolist()
     tenths = enumerate(zip(bin_sums, bin_counts, strict=True))
     return (
-        {"loss": sum(weight * mean for _, weight, mean in found)}
+        {"loss": sum(weight * mean for _, weight, mean in found) if found else math.nan}
         | {f"loss_{name}": mean for name, _, mean in found}
         | {f"loss_timestep_bin_{i}": total / n for i, (total, n) in tenths if n}
     )

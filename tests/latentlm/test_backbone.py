@@ -153,12 +153,14 @@ def test_packed_is_unpacked(settings: LatentLMSettings) -> None:
 
 
 def test_recomputing_activations_changes_no_gradient() -> None:
-    gradients = []
+    gradients, calls = [], []
     for recompute in (False, True):
         backbone = make_backbone(LLAMA).train()
         backbone.recompute = recompute
+        backbone.layers[0].attention_norm.register_forward_hook(lambda *_: calls.append(1))
         backbone(embeddings(2, 5)).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in backbone.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
         assert plain.abs().max() > 0
+    assert len(calls) == 1 + 2  # the second backbone ran its layer again in the backward pass

@@ -62,3 +62,11 @@ def test_autocast_multiplies_in_bf16_and_sums_in_fp32() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(exact.item(), rel=0.01)
     assert loss.item() != exact.item()
+    (exact_gradient,) = torch.autograd.grad(exact, hidden)
+    assert hidden.grad is not None
+    error = (hidden.grad - exact_gradient).abs().max() / exact_gradient.abs().max()
+    assert 0 < error < 0.03
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head.norm(hidden).bfloat16() @ head.weight.bfloat16().T
+        wanted = F.cross_entropy(logits.float(), ids, reduction="sum")
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)

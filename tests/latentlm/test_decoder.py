@@ -10,6 +10,7 @@ import torch
 from latentlm.decoder import Elements
 from latentlm.diffusion.samplers import sample_x, solver_table
 from latentlm.generate import generate
+from latentlm.head_sampler import HeadSampler
 from latentlm.models import LatentLM, null_ids
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import LATENT, Document, LatentSpan, TextSpan
@@ -189,6 +190,107 @@ def test_elements_stream_as_they_are_drawn() -> None:
             streamed[row].append(step.latents_EZ[place] if word == LATENT else word)
     for row in range(5):
         assert_same(streamed[row], together[row])
+
+
+@torch.inference_mode()
+def test_a_guided_row_keeps_its_twin_when_another_leaves() -> None:
+    """Row 0 ends at once; the guided rows after it go on, and were first and last before."""
+    model = make_model("count")
+    prompts: list[Document] = [(text_span(1, BOD),), (text_span(5, 6, BOD),), (text_span(4, BOD),)]
+    how = {"sampler": SAMPLER, "capacity": CAPACITY, "text": TextSamplerSettings(temperature=0)}
+    with torch.no_grad():
+        model.softmax_head.weight[END] = 0.0
+    for leaving in range(3):
+        ids = torch.arange(3)
+        noise = RowNoise(seed=7, ids_B=ids)
+        ended = [*prompts[:leaving], (text_span(2, END),), *prompts[leaving + 1 :]]
+        # a row that is done before it starts, and one that the same weights end after its latents
+        together = generate(model, ended, noise=noise, cfg_scales=[2.0, 3.0, 0.5], **how)  # type: ignore[arg-type]
+        assert together[leaving] == ()
+        for row in {0, 1, 2} - {leaving}:
+            alone = generate(
+                model,
+                [prompts[row]],
+                noise=noise.rows(torch.tensor([row])),
+                cfg_scales=[[2.0, 3.0, 0.5][row]],
+                **how,  # type: ignore[arg-type]
+            )
+            assert_same(flat(together[row]), flat(alone[0]))
+
+
+@torch.inference_mode()
+def test_twins_follow_their_rows_through_departures() -> None:
+    """Class-conditional prompts of different lengths end at different steps, all of them guided."""
+    torch.manual_seed(3)
+    model = LatentLM(dataclasses.replace(SETTINGS, vocabulary=None, classes=3)).eval()
+    for weight in (model.head.modulation.weight, model.head.output.weight):
+        torch.nn.init.normal_(weight, std=0.2)
+    given = [2, 0, 1]
+    prompts: list[Document] = [
+        (text_span(row), LatentSpan(np.full((count, 4), 0.5, np.float32)))[: 2 if count else 1]
+        for row, count in enumerate(given)
+    ]
+    noise, scales = RowNoise(seed=7, ids_B=torch.arange(3)), [2.0, 3.0, 0.5]
+    together = generate(model, prompts, sampler=SAMPLER, noise=noise, capacity=3, cfg_scales=scales)
+    for row in range(3):
+        alone = generate(
+            model,
+            [prompts[row]],
+            sampler=SAMPLER,
+            noise=noise.rows(torch.tensor([row])),
+            capacity=3,
+            cfg_scales=[scales[row]],
+        )
+        assert len(flat(together[row])) == 3 - given[row]
+        assert_same(flat(together[row]), flat(alone[0]))
+
+
+@torch.inference_mode()
+def test_ancestral_noise_is_new_at_every_step() -> None:
+    model = make_model("count")
+    sampler = SamplerSettings(solver="ddpm", steps=4, cfg_scale=1.0)
+    noise = RowNoise(seed=7, ids_B=torch.arange(1))
+    ((span, *_),) = generate(model, [PROMPTS[1]], sampler=sampler, noise=noise, capacity=1)
+    table, own = solver_table(model.process, sampler), noise.at(2)
+    ids = torch.tensor([[4, BOD]])
+    hidden = model.backbone(model.embed(ids, torch.zeros(1, 2, 4)))[:, -1]
+    condition = model.head.condition(hidden)
+    wanted = sample_x(
+        lambda x, i: model.head(x, torch.tensor([table[i].time]), condition=condition),
+        own.normal(Draw.INITIAL_NOISE, 4),
+        steps=table,
+        fresh=lambda i: own.at(i).normal(Draw.ANCESTRAL_NOISE, 4),
+    )
+    assert isinstance(span, LatentSpan)
+    torch.testing.assert_close(torch.from_numpy(span.latents_NZ), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_schedule_needs_a_count_and_never_leaves_its_range() -> None:
+    model = make_model("eod")
+    with torch.no_grad():
+        model.softmax_head.weight[EOD] = 0.0  # runs go on beyond latent_count
+    seen: list[list[float]] = []
+    decoder_scales = SamplerSettings(steps=2, guidance_schedule="rising")
+
+    def watch(original: object) -> object:
+        def sample(self, hidden, *, scales, **rest):  # type: ignore[no-untyped-def]
+            seen.append(scales)
+            return original(self, hidden, scales=scales, **rest)  # type: ignore[operator]
+
+        return sample
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadSampler, "sample", watch(HeadSampler.sample))
+        generate(
+            model,
+            [PROMPTS[1]],
+            sampler=decoder_scales,
+            noise=RowNoise(seed=0, ids_B=torch.arange(1)),
+            capacity=6,
+            cfg_scales=[3.0],
+        )
+    assert [scales[0] for scales in seen][:3] == [1.0, 2.0, 3.0]
+    assert all(1.0 <= scales[0] <= 3.0 for scales in seen)
 
 
 def test_rows_and_scales_must_agree() -> None:

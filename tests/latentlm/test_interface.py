@@ -49,6 +49,10 @@ def test_text_and_pictures_in_and_out(tmp_path: Path) -> None:
     again = loaded.generate(changed, ask_signal=True, sampler=FAST, capacity=12)
     np.testing.assert_array_equal(again[0][0], asked[0][0])
     assert not np.array_equal(again[1][0], asked[1][0])
+    reseeded = loaded.generate(prompts, ask_signal=True, sampler=FAST, capacity=12, seed=1)
+    assert not np.array_equal(reseeded[1][0], asked[1][0])
+    cut = loaded.generate(prompts, ask_signal=True, sampler=FAST, capacity=3)
+    assert cut == [[], []]  # no whole picture, and no error that loses the other rows
 
 
 def test_text_in_sound_out_while_it_is_drawn(tmp_path: Path) -> None:
@@ -74,6 +78,8 @@ def test_text_in_sound_out_while_it_is_drawn(tmp_path: Path) -> None:
         ("classes", [3], "3 is not a class; this model knows 0 to 2"),
         ("classes", ["cat"], "this model knows class labels only, not 'cat'"),
         ("classes", [], "a prompt has no elements"),
+        ("classes", [1, 2], "2 class labels came for one picture"),
+        ("text", [np.zeros((8, 8, 1), np.float32)], "is neither a picture (uint8"),
         ("text", [1], "1 is a class label, but this model reads text"),
         ("text", [np.zeros((9, 9, 1), np.uint8)], "(1, 9, 9), but this codec was built for"),
     ],

@@ -26,6 +26,7 @@ from latentlm.settings import (
     LatentLMSettings,
     TransformerSettings,
 )
+from making_exports import SPEECH, make_export
 
 MODEL = LatentLMSettings(
     classes=3,
@@ -92,6 +93,12 @@ def test_a_loaded_model_can_be_trained_on(export: Path) -> None:
     batch = class_conditional(torch.randn(1, 4, 4), torch.tensor([0]))
     model.hidden(batch).sum().backward()
     assert model.latent_projection.weight.grad is not None
+
+
+def test_speech_settings_come_back_as_they_were(tmp_path: Path) -> None:
+    loaded = load(make_export(tmp_path, "speech"))
+    assert loaded.codec.settings == SPEECH
+    assert loaded.vocabulary is not None
 
 
 def test_weights_of_an_export_start_another_model(export: Path) -> None:

@@ -100,6 +100,37 @@ def test_unscored_words_and_dropped_conditions_are_no_targets() -> None:
     assert torch.equal(dropped.latent_L, whole.latent_L)
 
 
+def test_stop_decisions_stay_within_scored_elements_of_one_document() -> None:
+    silent = LatentSpan(latent_span(4, 2).latents_NZ, scored=False)
+    documents: list[Document] = [
+        (text_span(BOD, scored=False), silent, text_span(EOD, scored=False)),
+        (latent_span(5, 2), text_span(EOD)),
+        (latent_span(6, 1),),
+    ]
+    batch = pack(documents, length=9, latent_width=4)
+    noise = RowNoise(seed=0, ids_B=torch.arange(3))
+    found = find_targets(batch, SETTINGS, noise=noise, condition_dropout=0.0)
+    assert found.stop_W.tolist() == [4, 5]
+    assert found.stop_ids_W.tolist() == [CONTINUE, EOD]
+    assert found.latent_L.tolist() == [4]
+
+
+def test_interleaved_words_before_the_last_latent_are_the_condition() -> None:
+    document: Document = (
+        text_span(1, 2, BOD),
+        latent_span(0, 1),
+        text_span(EOD, 3, 4, BOD),
+        latent_span(1, 1),
+        text_span(EOD, 5, END),
+    )
+    batch = pack([document], length=12, latent_width=4)
+    noise = RowNoise(seed=0, ids_B=torch.tensor([0]))
+    dropped = find_targets(batch, SETTINGS, noise=noise, condition_dropout=1.0)
+    shown = [PAD, PAD, BOD, -1, EOD, PAD, PAD, BOD, -1, EOD, 5, END]
+    assert dropped.ids_BT[0].tolist() == shown
+    assert dropped.text_ids_W.tolist() == [BOD, BOD, 5, END]
+
+
 def test_losses_are_written_out_per_modality() -> None:
     model = make_model()
     terms = loss_of(model, [0])
