@@ -19,10 +19,16 @@ class UserError(Exception):
 
 
 def own_error(error: BaseException) -> UserError | None:
-    """The UserError that a Ray task's or a Ray Data task's error wraps, if there is one."""
+    """The UserError that a Ray task's or a Ray Data task's error wraps or amounts to, if any."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError) and not hasattr(seen, "cause"):
             return seen
+        if type(seen).__name__ == "OutOfMemoryError":  # Ray's; it is not imported for its name
+            return UserError(
+                "a machine ran out of memory and Ray ended workers on it: stop what else runs"
+                " there, or lower train.workers, latents.actors, evaluate.actors or batch sizes",
+                exit_code=1,
+            )
         seen = getattr(seen, "cause", None) or seen.__cause__
     return None
