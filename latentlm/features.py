@@ -224,7 +224,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} does not exist; give the path of a torch file of weights")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no torch file of tensors; save it with torch.save") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}; save a dict of tensors by name")

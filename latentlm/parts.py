@@ -45,6 +45,8 @@ def to_document(
     ask_signal ends the document with BOD, so that a model with text goes on with a signal. Raises
     ValueError for parts that this model does not know.
     """
+    if not isinstance(parts, list | tuple):
+        raise ValueError(f"a prompt is a list of parts, not {str(parts)[:40]!r}; put it in [ ]")
     spans: list[TextSpan | LatentSpan] = []
     for place, part in enumerate(parts):
         if isinstance(part, str):

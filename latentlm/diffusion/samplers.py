@@ -49,7 +49,7 @@ def solver_times(process: DiffusionProcess, *, steps: int) -> list[int] | list[f
     discrete = process.settings.process == "ddpm"
     if steps < 1 or (discrete and steps > timesteps):
         bound = f" to {timesteps}" if discrete else " or more"
-        raise ValueError(f"sampler.steps is {steps}; the process has {timesteps}: give 1{bound}")
+        raise ValueError(f"sample.steps is {steps}; the process has {timesteps}: give 1{bound}")
     if discrete and steps == timesteps:
         return list(range(timesteps))[::-1]
     grid = np.linspace(0, timesteps - 1, steps + 1)[:0:-1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from latentlm.settings.rules import STRICT, Problem, positive
@@ -58,11 +59,19 @@ class SamplerSettings:
 
     def problems(self) -> Iterator[Problem]:
         yield from positive(self, "steps", "temperature")
-        if self.cfg_scale < 0:
-            yield "cfg_scale", f"{self.cfg_scale} is negative; 1 means no guidance"
+        if not 0 <= self.cfg_scale < inf:
+            yield "cfg_scale", f"{self.cfg_scale} is no number from 0 up; 1 means no guidance"
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
             yield "guidance_interval", f"[{low:g}, {high:g}] is no part of [0, 1] from low to high"
+
+    def problems_with(self, diffusion: DiffusionSettings) -> Iterator[Problem]:
+        """What this sampler asks of a process that it cannot give."""
+        if diffusion.process == "ddpm" and self.steps > diffusion.timesteps:
+            yield (
+                "steps",
+                f"{self.steps} is more than the process has; give 1 to {diffusion.timesteps}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class LatentLMSettings:
 
     def problems(self) -> Iterator[Problem]:
         yield from positive(self, "width", "depth", "heads", "kv_heads", "ffn_width")
-        yield from positive(self, "classes", "vocabulary", "latent_count")
+        yield from positive(self, "classes", "vocabulary", "latent_count", "rope_base", "norm_eps")
         yield from transformer_problems(self.width, self.heads, self.kv_heads)
         if (self.classes is None) == (self.vocabulary is None):
             yield "vocabulary", "a model has either classes or a vocabulary; give exactly one"
@@ -97,7 +97,7 @@ class DiTSettings:
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
 
     def problems(self) -> Iterator[Problem]:
-        yield from positive(self, "classes", "width", "depth", "heads", "ffn_width")
+        yield from positive(self, "classes", "width", "depth", "heads", "ffn_width", "norm_eps")
         yield from divides("heads", self.heads, "model.width", self.width)
         if self.width % 4:
             yield "width", f"{self.width} is not divisible by 4; row and column need a half each"

@@ -85,6 +85,14 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command is None:
         parser().print_help()
         return 0
+    try:
+        return _answer(arguments)
+    except BrokenPipeError:  # whoever read our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _answer(arguments: argparse.Namespace) -> int:
     with _only_json_on_stdout(arguments.json == "-") as stdout:
         result = _execute(arguments)
         if arguments.json is not None and not _write_json(result.report, arguments.json, stdout):
@@ -98,6 +106,8 @@ def _execute(arguments: argparse.Namespace) -> Result:
     try:
         result: Result = arguments.execute(arguments)
         return result
+    except BrokenPipeError:
+        raise
     except UserError as error:
         print(f"latentlm {arguments.command}: {error}", file=sys.stderr)
         return Result({"error": str(error), **error.report}, error.exit_code)

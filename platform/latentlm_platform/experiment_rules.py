@@ -33,6 +33,8 @@ def rules(experiment: Experiment) -> Iterator[Problem]:
     yield from _settings_rules(experiment.corpus, experiment.codec, experiment.model)
     for path, sentence in experiment.sample.problems():
         yield f"sample.{path}", sentence
+    for path, sentence in experiment.sample.problems_with(experiment.model.diffusion):
+        yield f"sample.{path}", sentence
     codec = experiment.codec.training
     for path, sentence in divides(
         "workers", codec.workers, "codec.training.batch_size", codec.batch_size

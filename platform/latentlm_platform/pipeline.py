@@ -166,6 +166,11 @@ def _reaches(done: str | None, wanted: str) -> bool:
 
 
 def _refuse_what_does_not_fit(experiment: Experiment) -> None:
+    if experiment.sweep is not None:
+        raise UserError(
+            f"{experiment.name} has a sweep, and run takes one point at a time: give the values of"
+            " a point with --set, and --set sweep=null"
+        )
     unready = untrainable(experiment)
     problems = [unready] if unready else cpu_problems(experiment, cluster_resources(experiment))
     if problems:

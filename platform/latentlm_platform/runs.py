@@ -98,12 +98,16 @@ def read_runs() -> list[RunRecord]:
     return sorted(found, key=lambda record: record.started_s, reverse=True)
 
 
-def find_run(given: str) -> RunRecord:
-    """The run that `given` names: its key, the start of its key, or its name (the newest one)."""
+def find_run(given: str, *, having: str | None = None) -> RunRecord:
+    """The run that `given` names: its key, the start of its key, or its name.
+
+    Of several with that name the newest, and if possible one that has the artifact `having`.
+    """
     everything = read_runs()
     matches = [r for r in everything if given in (r.key, r.run_id)]
     matches = matches or [r for r in everything if r.key.startswith(given)]
-    matches = matches or [r for r in everything if r.name == given][:1]
+    named = [r for r in everything if r.name == given]
+    matches = matches or [r for r in named if having in r.artifacts][:1] or named[:1]
     if len(matches) == 1:
         return matches[0]
     if matches:

@@ -46,7 +46,8 @@ def sample_images(request: SampleRequest) -> tuple[bytes, dict[str, Any]]:
         steps=sampler.steps if request.steps is None else request.steps,
         cfg_scale=sampler.cfg_scale if request.cfg_scale is None else request.cfg_scale,
     )
-    for path, sentence in sampler.problems():
+    broken = [*sampler.problems(), *sampler.problems_with(loaded.model.settings.diffusion)]
+    for path, sentence in broken:
         raise UserError(f"--{path.replace('_', '-')}: {sentence}")
     device = pick_device()
     model, codec = loaded.model.to(device), loaded.codec.to(device)
@@ -77,7 +78,7 @@ def _find_export(given: str) -> Path:
     """The export folder that was named, or that of a run's model."""
     if (Path(given) / "model.json").is_file():
         return Path(given)
-    record = find_run(given)
+    record = find_run(given, having="model")
     key = record.artifacts.get("model")
     if key is None:
         raise UserError(

@@ -205,15 +205,16 @@ def test_a_guided_row_keeps_its_twin_when_another_leaves() -> None:
         noise = RowNoise(seed=7, ids_B=ids)
         ended = [*prompts[:leaving], (text_span(2, END),), *prompts[leaving + 1 :]]
         # a row that is done before it starts, and one that the same weights end after its latents
-        together = generate(model, ended, noise=noise, cfg_scales=[2.0, 3.0, 0.5], **how)  # type: ignore[arg-type]
+        scales = [2.0, 3.0, 0.5]
+        together = generate(model, ended, noise=noise, cfg_scales=scales, **how)  # type: ignore
         assert together[leaving] == ()
         for row in {0, 1, 2} - {leaving}:
             alone = generate(
                 model,
                 [prompts[row]],
                 noise=noise.rows(torch.tensor([row])),
-                cfg_scales=[[2.0, 3.0, 0.5][row]],
-                **how,  # type: ignore[arg-type]
+                cfg_scales=[scales[row]],
+                **how,  # type: ignore
             )
             assert_same(flat(together[row]), flat(alone[0]))
 

@@ -78,6 +78,8 @@ def test_text_in_sound_out_while_it_is_drawn(tmp_path: Path) -> None:
         ("classes", [3], "3 is not a class; this model knows 0 to 2"),
         ("classes", ["cat"], "this model knows class labels only, not 'cat'"),
         ("classes", [], "a prompt has no elements"),
+        ("text", "a cat", "a prompt is a list of parts, not 'a cat'"),
+        ("classes", 0, "a prompt is a list of parts, not '0'"),
         ("classes", [1, 2], "2 class labels came for one picture"),
         ("text", [np.zeros((8, 8, 1), np.float32)], "is neither a picture (uint8"),
         ("text", [1], "1 is a class label, but this model reads text"),

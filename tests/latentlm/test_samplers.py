@@ -280,9 +280,9 @@ def test_times_are_those_of_the_paper_code() -> None:
         assert found == sorted(found, reverse=True)
         assert all(isinstance(time, int) for time in found)
     assert solver_times(COSINE_V, steps=1000) == list(range(1000))[::-1]
-    with pytest.raises(ValueError, match=r"sampler.steps is 1001; the process has 1000"):
+    with pytest.raises(ValueError, match=r"sample.steps is 1001; the process has 1000"):
         solver_times(COSINE_V, steps=1001)
-    with pytest.raises(ValueError, match=r"sampler.steps is 0; the process has 1000: give 1"):
+    with pytest.raises(ValueError, match=r"sample.steps is 0; the process has 1000: give 1"):
         solver_times(FLOW, steps=0)
 
 

@@ -31,7 +31,7 @@ def execute(arguments: argparse.Namespace) -> Result:
             " evaluate.…: use `latentlm run` for the rest"
         )
     reap()
-    record = find_run(arguments.run)
+    record = find_run(arguments.run, having="model")
     unchanged = load_experiment(record.source, overrides=record.overrides)
     if not record.key.startswith(experiment_key(unchanged)):
         raise UserError(

@@ -65,6 +65,8 @@ SHOWN = (
     "validation_loss",
     "bad_records",
     "collapsed_channels",
+    "variance_collapsed_channels",
+    "exposure_bias",
     "images_per_s_median",
 )
 
