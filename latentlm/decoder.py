@@ -83,7 +83,8 @@ class Decoder:
         self.rows = self._rows(prompts)
         self.live = [i for i, row in enumerate(self.rows) if row.mode != "done"]
         self.twins = [row for row in self.live if how.scales[row] != 1]
-        self.hidden_RD, self.cache = self._prefill(prompts)
+        if self.live:
+            self.hidden_RD, self.cache = self._prefill(prompts)
 
     def run(self) -> None:
         """Decode until every row is done or has `capacity` more elements."""

@@ -266,6 +266,13 @@ def test_ancestral_noise_is_new_at_every_step() -> None:
     torch.testing.assert_close(torch.from_numpy(span.latents_NZ), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_prompts_that_have_ended_give_nothing() -> None:
+    noise = RowNoise(seed=0, ids_B=torch.arange(2))
+    ended: list[Document] = [(text_span(2, END),), (text_span(END),)]
+    model = make_model("count")
+    assert generate(model, ended, sampler=SAMPLER, noise=noise, capacity=3) == [(), ()]
+
+
 def test_a_schedule_needs_a_count_and_never_leaves_its_range() -> None:
     model = make_model("eod")
     with torch.no_grad():
