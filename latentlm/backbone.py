@@ -13,7 +13,7 @@ from latentlm.attention import (
     rotary_table,
 )
 from latentlm.layers import RMSNorm, SwiGLU
-from latentlm.settings import LatentLMSettings
+from latentlm.settings import CodeLMSettings, LatentLMSettings
 
 
 class BackboneCache:
@@ -58,7 +58,7 @@ class BackboneCache:
 class BackboneLayer(nn.Module):
     """x + attention(norm(x)), then x + feedforward(norm(x))."""
 
-    def __init__(self, settings: LatentLMSettings) -> None:
+    def __init__(self, settings: LatentLMSettings | CodeLMSettings) -> None:
         super().__init__()
         width, eps = settings.width, settings.norm_eps
         learned = width if settings.norm == "learned" else None
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
     `recompute` keeps only each layer's input for the backward pass (activation checkpointing).
     """
 
-    def __init__(self, settings: LatentLMSettings) -> None:
+    def __init__(self, settings: LatentLMSettings | CodeLMSettings) -> None:
         super().__init__()
         self.settings = settings
         self.recompute = False

@@ -9,10 +9,12 @@ from torch import nn
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.codec.speech_conv import SpeechConvCodec
 from latentlm.codec.vector_quantized import VectorQuantizedCodec
+from latentlm.models.code_lm import CodeLM
 from latentlm.models.dit import DiT
 from latentlm.models.latent_lm import LatentLM
 from latentlm.settings import (
     CodecSettings,
+    CodeLMSettings,
     DiTSettings,
     ImageCodecSettings,
     LatentLMSettings,
@@ -35,6 +37,7 @@ class Entry(NamedTuple, Generic[Settings, Module]):
 MODELS: dict[str, Entry[Any, Any]] = {
     "latent_lm": Entry(LatentLMSettings, LatentLM),
     "dit": Entry(DiTSettings, DiT),
+    "code_lm": Entry(CodeLMSettings, CodeLM),
 }
 CODECS: dict[str, Entry[Any, Any]] = {
     "image_vit": Entry(ImageCodecSettings, ImageViTCodec),
@@ -42,7 +45,7 @@ CODECS: dict[str, Entry[Any, Any]] = {
     "vector_quantized": Entry(VectorQuantizedSettings, VectorQuantizedCodec),
 }
 
-AnyModel = LatentLM | DiT
+AnyModel = LatentLM | DiT | CodeLM
 AnyCodec = ImageViTCodec | SpeechConvCodec | VectorQuantizedCodec
 
 
@@ -54,6 +57,11 @@ def build_model(settings: LatentLMSettings) -> LatentLM:
 @overload
 def build_model(settings: DiTSettings) -> DiT:
     """A Diffusion Transformer."""
+
+
+@overload
+def build_model(settings: CodeLMSettings) -> CodeLM:
+    """A model of codes."""
 
 
 @overload

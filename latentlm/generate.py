@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 from latentlm.decoder import Decoder, Decoding, Elements, Prompts
-from latentlm.models import LatentLM
-from latentlm.randomness import RowNoise
+from latentlm.diffusion.samplers import guided_rows, scheduled_scale
+from latentlm.models import CodeLM, DiT, LatentLM, sample_all_latents
+from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import LATENT, Document, LatentSpan, TextSpan, pack
 from latentlm.settings import SamplerSettings, TextSamplerSettings
+from latentlm.words import sample_words
 
 
 @torch.inference_mode()
 def sample_latents(
-    model: LatentLM,
+    model: LatentLM | DiT | CodeLM,
     labels_B: Tensor,
     *,
     cfg_scales_B: Tensor,
     sampler: SamplerSettings,
     noise: RowNoise,
+    text: TextSamplerSettings | None = None,
     compiled: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
@@ -31,12 +34,28 @@ def sample_latents(
 
     cfg_scales_B (B,) is each row's guidance scale and stands in for `sampler.cfg_scale`; a row of
     scale 1 runs no null stream. labels and noise are on the model's device. `progress` is called
-    with (latents done, N). Raises ValueError when labels and scales differ in length.
+    with (latents done, N), of a DiT, which draws all at once, with (evaluations done, of how many).
+    `text` says how codes are drawn, which are a latent of width 1 each; `compiled` is for LatentLM
+    alone. Raises ValueError when labels and scales differ in length.
     """
     if not len(labels_B) == len(cfg_scales_B) == len(noise) or not len(labels_B):
         raise ValueError(
             f"{len(labels_B)} labels came with {len(cfg_scales_B)} guidance scales and noise of"
             f" {len(noise)} rows; give one each, and one label or more"
+        )
+    if isinstance(model, DiT):
+        return sample_all_latents(
+            model,
+            labels_B,
+            cfg_scales_B=cfg_scales_B,
+            sampler=sampler,
+            noise=noise,
+            progress=progress,
+        )
+    if isinstance(model, CodeLM):
+        how = text or TextSamplerSettings()
+        return _sample_codes(
+            model, labels_B, scales_B=cfg_scales_B, sampler=sampler, text=how, noise=noise
         )
     settings = model.settings
     if settings.vocabulary is not None or settings.latent_count is None:
@@ -59,6 +78,40 @@ def sample_latents(
     empty_B1Z = torch.zeros(len(labels_B), 1, settings.latent_width, device=labels_B.device)
     Decoder(model, Prompts(labels_B[:, None], empty_B1Z), how).run()
     return torch.stack(steps, dim=1)
+
+
+def _sample_codes(
+    model: CodeLM,
+    labels_B: Tensor,
+    *,
+    scales_B: Tensor,
+    sampler: SamplerSettings,
+    text: TextSamplerSettings,
+    noise: RowNoise,
+) -> Tensor:
+    """Ids of codes (B, N, 1) as fp32. Guidance u + s (c - u) is of logits, before temperature."""
+    count, twins = model.settings.latent_count, guided_rows(scales_B)
+    null_R = torch.full_like(labels_B[twins], model.settings.classes)
+    x_P1D = model.class_embedding(torch.cat((labels_B, null_R)))[:, None]
+    cache = model.backbone.new_cache(capacity=count, device=labels_B.device)
+    codes: list[Tensor] = []
+    for n in range(count):
+        logits_PV = model.softmax_head(model.backbone.extend(x_P1D, cache=cache)[:, -1])
+        logits_BV, null_RV = logits_PV[: len(labels_B)], logits_PV[len(labels_B) :]
+        scale_R1 = scheduled_scale(
+            scales_B[twins, None].float(),
+            fraction=n / max(1, count - 1),
+            schedule=sampler.guidance_schedule,
+        )
+        guided_RV = torch.lerp(null_RV, logits_BV[twins], scale_R1)
+        ids_B = sample_words(
+            logits_BV.index_copy(0, twins, guided_RV),
+            settings=text,
+            uniforms_W=noise.at(n + 1).uniform(Draw.TEXT),
+        )
+        codes.append(ids_B)
+        x_P1D = model.code_embedding(torch.cat((ids_B, ids_B[twins])))[:, None]
+    return torch.stack(codes, dim=1).unsqueeze(-1).float()
 
 
 @torch.inference_mode()
@@ -90,7 +143,7 @@ def generate(
         raise ValueError(f"capacity is {capacity}; give 1 or more elements to add")
     if not all(sum(len(span) for span in prompt) for prompt in prompts):
         raise ValueError("a prompt is empty; give it at least one word, label or latent")
-    device = model.latent_projection.weight.device
+    device = model.device
     words: list[list[int]] = [[] for _ in prompts]
     latents: list[list[Tensor]] = [[] for _ in prompts]
 
@@ -115,7 +168,9 @@ def generate(
     return [_spans(ids, found) for ids, found in zip(words, latents, strict=True)]
 
 
-def flush_right(prompts: Sequence[Document], *, model: LatentLM, device: torch.device) -> Prompts:
+def flush_right(
+    prompts: Sequence[Document], *, model: LatentLM | DiT | CodeLM, device: torch.device
+) -> Prompts:
     """Prompts as a batch, the short ones behind empty columns."""
     sizes = [sum(len(span) for span in prompt) for prompt in prompts]
     width = model.settings.latent_width

@@ -60,7 +60,7 @@ class HeadSampler:
         self.active = guided_steps(
             self.times, process_timesteps=self.timesteps, interval=sampler.guidance_interval
         )
-        device = model.latent_projection.weight.device
+        device = model.device
         self.embedding_S1D = model.head.embed_timesteps(
             torch.tensor(self.times, device=device)
         ).unsqueeze(1)

@@ -18,18 +18,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from latentlm.catalogue import CODECS, MODELS, Entry, build_codec, build_model, kind_of
+from latentlm.catalogue import CODECS, MODELS, AnyModel, Entry, build_codec, build_model, kind_of
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.codec.speech_conv import SpeechConvCodec
+from latentlm.codec.vector_quantized import VectorQuantizedCodec
 from latentlm.decoder import Elements
-from latentlm.generate import generate
-from latentlm.models import LatentLM
+from latentlm.generate import flush_right, generate, sample_latents
+from latentlm.models import CodeLM, DiT, LatentLM
 from latentlm.parts import Part, to_document, to_parts
 from latentlm.randomness import RowNoise
+from latentlm.sequence import Document, LatentSpan
 from latentlm.settings import SamplerSettings, TextSamplerSettings
 from latentlm.vocabulary import Vocabulary
 
-SignalCodec = ImageViTCodec | SpeechConvCodec
+SignalCodec = ImageViTCodec | SpeechConvCodec | VectorQuantizedCodec
 VOCABULARY_FILE = "vocabulary.tiktoken"
 
 
@@ -37,7 +39,7 @@ class Loaded(NamedTuple):
     """A model and its codec, both in evaluation mode on the CPU, its vocabulary where it has text,
     and what the export says."""
 
-    model: LatentLM
+    model: AnyModel
     codec: SignalCodec
     vocabulary: Vocabulary | None
     metadata: dict[str, str]
@@ -63,16 +65,26 @@ class Loaded(NamedTuple):
         """
         if self.vocabulary is None:
             capacity = self.model.settings.latent_count or capacity
-        device = self.model.latent_projection.weight.device
+        sampler = sampler or SamplerSettings()
+        device = self.model.device
         noise = RowNoise(seed=seed, ids_B=torch.arange(len(prompts), device=device))
         documents = [
             to_document(prompt, self, noise=noise.rows(slice(row, row + 1)), ask_signal=ask_signal)
             for row, prompt in enumerate(prompts)
         ]
+        if not isinstance(self.model, LatentLM):
+            if on_step is not None:
+                kind = self.model.settings.kind
+                raise ValueError(f"a {kind} gives a picture's latents at once; leave out on_step")
+            scales = [sampler.cfg_scale] * len(documents) if cfg_scales is None else cfg_scales
+            found = _drawn_at_once(
+                self.model, documents, sampler=sampler, text=text, noise=noise, scales=scales
+            )
+            return [to_parts(document, self) for document in found]
         found = generate(
             self.model,
             documents,
-            sampler=sampler or SamplerSettings(),
+            sampler=sampler,
             noise=noise,
             capacity=capacity,
             text=text,
@@ -82,10 +94,32 @@ class Loaded(NamedTuple):
         return [to_parts(document, self) for document in found]
 
 
+def _drawn_at_once(
+    model: DiT | CodeLM,
+    prompts: Sequence[Document],
+    *,
+    sampler: SamplerSettings,
+    text: TextSamplerSettings | None,
+    noise: RowNoise,
+    scales: Sequence[float],
+) -> list[Document]:
+    """Documents of latents alone, one for each prompt of a class label."""
+    labels_B = flush_right(prompts, model=model, device=model.device).ids_BT[:, 0]
+    latents_BNZ = sample_latents(
+        model,
+        labels_B,
+        cfg_scales_B=torch.tensor(list(scales), dtype=torch.float32, device=model.device),
+        sampler=sampler,
+        noise=noise,
+        text=text,
+    )
+    return [(LatentSpan(latents_NZ),) for latents_NZ in latents_BNZ.cpu().numpy()]
+
+
 def save_export(
     folder: Path | str,
     *,
-    model: LatentLM,
+    model: AnyModel,
     codec: SignalCodec,
     metadata: dict[str, str],
     vocabulary: Vocabulary | None = None,
@@ -106,8 +140,6 @@ def save_codec(folder: Path | str, *, codec: SignalCodec) -> None:
 def load(folder: Path | str) -> Loaded:
     """Read an export. Raises ValueError where a file is missing or does not fit the settings."""
     settings, metadata = _read_settings(Path(folder), "model", MODELS)
-    if settings.kind != "latent_lm":
-        raise ValueError(f"{folder} holds a {settings.kind}; only latent_lm can be loaded so far")
     with torch.device("meta"):  # weights come from the file; random ones would only cost time
         model = build_model(settings)
     load_weights(model, folder)
@@ -116,6 +148,11 @@ def load(folder: Path | str) -> Loaded:
         raise ValueError(
             f"{folder}: the codec's latent_width is {codec.latent_width}, the model's"
             f" {model.settings.latent_width}; export a model with the codec it was trained on"
+        )
+    if isinstance(model, CodeLM) and codec.codebook_size != model.settings.codes:
+        raise ValueError(
+            f"{folder}: the codec has {codec.codebook_size} codes, the model"
+            f" {model.settings.codes}; export a model with the codec it was trained on"
         )
     return Loaded(model.eval(), codec, _vocabulary(model, Path(folder)), metadata)
 
@@ -129,12 +166,12 @@ def load_codec(folder: Path | str) -> Any:
     return codec.eval()
 
 
-def load_weights(model: LatentLM, folder: Path | str) -> None:
+def load_weights(model: AnyModel, folder: Path | str) -> None:
     """Give a model the weights of an export. Raises ValueError where names or shapes differ."""
     _fill(model, Path(folder) / "model.safetensors")
 
 
-def _vocabulary(model: LatentLM, folder: Path) -> Vocabulary | None:
+def _vocabulary(model: AnyModel, folder: Path) -> Vocabulary | None:
     size = model.settings.vocabulary
     return None if size is None else Vocabulary(folder / VOCABULARY_FILE, size=size)
 
@@ -205,7 +242,7 @@ def _fill(module: nn.Module, path: Path) -> None:
 
 def _check_sizes(module: nn.Module, found: dict[str, Tensor], *, path: Path) -> None:
     """Name the setting that differs, where the model can tell it from the shapes."""
-    if not isinstance(module, LatentLM):
+    if not isinstance(module, AnyModel):
         return
     for name, size in module.sizes_in({key: tuple(t.shape) for key, t in found.items()}).items():
         stated = getattr(module.settings, name)

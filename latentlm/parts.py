@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentlm.codec.contract import Codec
-from latentlm.models import LatentLM
+from latentlm.models import CodeLM, DiT, LatentLM
 from latentlm.randomness import RowNoise
 from latentlm.sequence import Document, LatentSpan, TextSpan
 from latentlm.signals import pixels_to_signal, signal_to_pixels
@@ -28,7 +28,7 @@ class Speaks(Protocol):
     """A model with its codec and, where it has text, its vocabulary."""
 
     @property
-    def model(self) -> LatentLM: ...
+    def model(self) -> LatentLM | DiT | CodeLM: ...
 
     @property
     def codec(self) -> Codec: ...
@@ -97,7 +97,7 @@ def _vocabulary(loaded: Speaks, what: str) -> Vocabulary:
     return loaded.vocabulary
 
 
-def _label(label: int, model: LatentLM) -> TextSpan:
+def _label(label: int, model: LatentLM | DiT | CodeLM) -> TextSpan:
     classes = model.settings.classes
     if classes is None:
         raise ValueError(f"{label} is a class label, but this model reads text; give it a str")
@@ -107,7 +107,7 @@ def _label(label: int, model: LatentLM) -> TextSpan:
 
 
 def _latents(part: Picture | Sound, loaded: Speaks, *, noise: RowNoise) -> LatentSpan:
-    device = loaded.model.latent_projection.weight.device
+    device = loaded.model.device
     signal = torch.from_numpy(np.array(part)).unsqueeze(0).to(device)
     if part.ndim == 3 and part.dtype == np.uint8:
         signal = pixels_to_signal(signal)
@@ -123,7 +123,7 @@ def _latents(part: Picture | Sound, loaded: Speaks, *, noise: RowNoise) -> Laten
 
 
 def _signal(span: LatentSpan, loaded: Speaks) -> Picture | Sound:
-    device = loaded.model.latent_projection.weight.device
+    device = loaded.model.device
     latents_1NZ = torch.from_numpy(span.latents_NZ).unsqueeze(0).to(device)
     signal: Tensor = loaded.codec.decode(loaded.codec.denormalise(latents_1NZ))
     if signal.ndim == 4:

@@ -81,6 +81,14 @@ def class_conditional(latents_BNZ: Tensor, labels_B: Tensor) -> PackedBatch:
     )
 
 
+def class_conditional_codes(codes_BN: Tensor, labels_B: Tensor) -> PackedBatch:
+    """Documents [class, c₁ … c_N] of codes int64, one a row. All codes are scored."""
+    batch, count = codes_BN.shape
+    empty_BN0 = torch.zeros(batch, count, 0, device=labels_B.device)
+    packed = class_conditional(empty_BN0, labels_B)
+    return packed._replace(ids_BT=torch.cat((labels_B[:, None], codes_BN), dim=1))
+
+
 def pack(documents: Sequence[Document], *, length: int, latent_width: int) -> PackedBatch:
     """Whole documents, first-fit into rows of `length` positions, in their order.
 

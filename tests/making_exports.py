@@ -1,4 +1,4 @@
-"""Small exports with random weights: class-conditional pictures, text with pictures, speech."""
+"""Small exports with random weights: pictures by class, by LatentLM and DiT, text, speech."""
 
 import base64
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.codec.speech_conv import SpeechConvCodec
 from latentlm.load import save_export
-from latentlm.models import LatentLM
+from latentlm.models import DiT, LatentLM
 from latentlm.settings import (
+    DiTSettings,
     HalfNormalVariance,
     HeadSettings,
     ImageCodecSettings,
@@ -47,14 +48,30 @@ def make_ranks(folder: Path) -> Path:
     return path
 
 
+def make_dit() -> DiT:
+    """A DiT of three classes whose zero-initialised weights are not zero."""
+    model = DiT(
+        DiTSettings(
+            classes=3, latent_count=4, latent_width=4, width=16, depth=2, heads=2, ffn_width=24
+        )
+    )
+    for name, parameter in model.named_parameters():
+        if "modulation" in name or name == "output.weight":
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
 def make_export(folder: Path, kind: str) -> Path:
-    """An export of `kind` classes, text or speech; the head is not zero, so that it acts."""
+    """An export of `kind` classes, dit, text or speech; nothing is zero, so that all of it acts."""
     torch.manual_seed(0)
     codec = SpeechConvCodec(SPEECH) if kind == "speech" else ImageViTCodec(IMAGES)
     with torch.no_grad():  # weights at which signals and latents differ visibly
         for parameter in codec.parameters():
             parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)
     codec.set_statistics(mean=0.25, std=2.0)
+    if kind == "dit":
+        save_export(folder / kind, model=make_dit(), codec=codec, metadata={"key": kind})
+        return folder / kind
     words = kind != "classes"
     settings = LatentLMSettings(
         classes=None if words else 3,

@@ -65,6 +65,7 @@ ALLOWED = {
         "fsspec": "corpora/*",
         "PIL": "corpora/*",
         "latentlm_dashboards": "commands/*",
+        "optuna": "sweep_search.py",
         "transformers": "benchmarks/*",
         "diffusers": "benchmarks/*",
     },

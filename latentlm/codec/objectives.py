@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from latentlm.codec.contract import LatentPosterior
 from latentlm.codec.sigma import regulariser
+from latentlm.codec.vector_quantized import VQTerms
 from latentlm.settings import VarianceSettings
 
 UNIT_EPS = 1e-10
@@ -53,10 +54,11 @@ class CodecTerms(NamedTuple):
 class CodecLoss:
     """pixel + β · regulariser + perceptual + adversarial (from its start step on).
 
+    A quantizing codec has no `variance`; its codebook's terms are the regulariser, of weight 1.
     `pixel`: l2 is the mean of (x̂ - x)², l1 of |x̂ - x|, both over pixels in [-1, 1].
     """
 
-    variance: VarianceSettings
+    variance: VarianceSettings | None
     pixel: Literal["l2", "l1"] = "l2"
     beta: float
     perceptual_weight: float = 0.0
@@ -80,7 +82,7 @@ class CodecLoss:
         signal: Tensor,
         reconstruction: Tensor,
         *,
-        posterior: LatentPosterior,
+        posterior: LatentPosterior | VQTerms,
         step: int,
         critic: nn.Module | None = None,
         last_weight: Tensor | None = None,
@@ -91,7 +93,7 @@ class CodecLoss:
         """
         none = signal.new_zeros(())
         pixel = pixel_error(reconstruction, signal, kind=self.pixel)
-        prior = regulariser(posterior, variance=self.variance)
+        prior, prior_weight = self._regulariser(posterior)
         perceptual = adversarial = adaptive = none
         if self.perceptual_weight > 0 and self.features is not None:
             perceptual = perceptual_distance(reconstruction, signal, features=self.features)
@@ -101,9 +103,17 @@ class CodecLoss:
                 raise ValueError("an adversarial step needs critic= and last_weight=")
             adversarial = -critic(reconstruction).mean()
             adaptive = adaptive_weight(likelihood, adversarial, last_weight=last_weight)
-        total = likelihood + self.beta * prior
+        total = likelihood + prior_weight * prior
         total = total + self.adversarial_weight * adaptive * adversarial
         return CodecTerms(total, pixel, prior, perceptual, adversarial, adaptive)
+
+    def _regulariser(self, posterior: LatentPosterior | VQTerms) -> tuple[Tensor, float]:
+        """(the term, its weight)."""
+        if isinstance(posterior, VQTerms):
+            return posterior.total, 1.0
+        if self.variance is None:
+            raise ValueError("a posterior came without a variance law; pass CodecLoss(variance=…)")
+        return regulariser(posterior, variance=self.variance), self.beta
 
 
 def pixel_error(reconstruction: Tensor, signal: Tensor, *, kind: Literal["l2", "l1"]) -> Tensor:

@@ -1,7 +1,8 @@
 """The discrete image codec of VQ-MLLM (§3.2): LlamaGen's VQ-16, a VQGAN with unit-length codes.
 
 In: signals (B, C, Y, X) in [-1, 1]. Out: N ids of the codebook for an image, in raster order, and
-signals again. In shapes, E is the width of a code, V the number of codes, W channels of a map. With
+signals again. As a `Codec` its latents are the ids themselves, one number each: nothing is drawn
+and nothing to normalise. In shapes, E is the width of a code, V the number of codes, W channels of a map. With
 the default settings it has VQ-16's 71.9M parameters (the released codec is called 72M).
 """
 
@@ -12,6 +13,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from latentlm.codec.contract import LatentPosterior
+from latentlm.randomness import RowNoise
 from latentlm.settings import VectorQuantizedSettings
 
 COMMITMENT_WEIGHT = 0.25
@@ -164,6 +167,11 @@ class VectorQuantizedCodec(nn.Module):
         return self.settings.latent_count
 
     @property
+    def latent_width(self) -> int:
+        """1: a latent is the id of its code. (`settings.latent_width` is a map's inside.)"""
+        return 1
+
+    @property
     def last_weight(self) -> Tensor:
         """The weight nearest the pixels, where gradients of loss terms are compared."""
         return self.decoder[-1].get_parameter("weight")
@@ -181,8 +189,28 @@ class VectorQuantizedCodec(nn.Module):
             )
         return self._decode(self.codebook.look_up(ids_BN))
 
-    def forward(self, signal_BCYX: Tensor) -> VQReconstruction:
-        """Reconstruction, terms and ids of signals, for training."""
+    def encode(self, signal: Tensor) -> LatentPosterior:
+        """Ids (B, N, 1) as fp32, which holds every integer up to 2²⁴."""
+        return LatentPosterior(self.encode_ids(signal).float().unsqueeze(-1))
+
+    def draw(self, posterior: LatentPosterior, *, noise: RowNoise) -> Tensor:
+        """The ids themselves: a quantizing codec has no variance law."""
+        return posterior.mean_BNZ
+
+    def decode(self, latents_BNZ: Tensor) -> Tensor:
+        """Signals (B, C, Y, X) of ids (B, N, 1) as numbers."""
+        return self.decode_ids(latents_BNZ.squeeze(-1).round().long())
+
+    def normalise(self, latents_BNZ: Tensor) -> Tensor:
+        """The same: ids are names and have no scale."""
+        return latents_BNZ
+
+    def denormalise(self, latents_BNZ: Tensor) -> Tensor:
+        """The same."""
+        return latents_BNZ
+
+    def forward(self, signal_BCYX: Tensor, *, noise: RowNoise | None = None) -> VQReconstruction:
+        """Reconstruction, terms and ids of signals, for training; noise is not used."""
         codes_BNE, ids_BN, terms = self.codebook(self._vectors(signal_BCYX))
         return VQReconstruction(self._decode(codes_BNE), terms, ids_BN)
 

@@ -1,12 +1,18 @@
 """Whole models: a backbone, its heads and the losses that train them."""
 
+from latentlm.models.code_lm import CodeLM
+from latentlm.models.dit import DiT
+from latentlm.models.dit_sampling import sample_all_latents
 from latentlm.models.flops import flops_per_item, flops_per_sequence
-from latentlm.models.latent_lm import BINS, LOSSES, LatentLM, LossTerms
+from latentlm.models.latent_lm import LatentLM
+from latentlm.models.loss_terms import BINS, LOSSES, LossTerms
 from latentlm.models.targets import Targets, find_targets, null_ids
 
 __all__ = [
     "BINS",
     "LOSSES",
+    "CodeLM",
+    "DiT",
     "LatentLM",
     "LossTerms",
     "Targets",
@@ -14,4 +20,5 @@ __all__ = [
     "flops_per_item",
     "flops_per_sequence",
     "null_ids",
+    "sample_all_latents",
 ]

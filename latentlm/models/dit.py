@@ -3,12 +3,15 @@
 In: noisy latents of an image, one time for all of them, a class. Out: the prediction for every
 latent. As in Peebles and Xie 2022, every block is conditioned by AdaLN-Zero; RMSNorm, SwiGLU and
 the timestep network are LatentLM's. Nothing is predicted beside the latents (no variance), so
-guidance guides every channel.
+guidance guides every channel. Its loss is ℒ_Diff of LatentLM, with one time for a whole image.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latentlm.diffusion.head import (
     MAX_PERIOD,
@@ -18,7 +21,12 @@ from latentlm.diffusion.head import (
     sinusoid,
 )
 from latentlm.diffusion.process import DiffusionProcess
+from latentlm.diffusion.timesteps import draw_times
 from latentlm.layers import RMSNorm, SwiGLU
+from latentlm.models.loss_terms import LossTerms, loss_terms
+from latentlm.models.targets import Targets
+from latentlm.randomness import Draw, RowNoise
+from latentlm.sequence import PackedBatch
 from latentlm.settings import DiTSettings
 
 
@@ -82,6 +90,7 @@ class DiT(nn.Module):
     def __init__(self, settings: DiTSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.recompute = False
         self.process = DiffusionProcess(settings.diffusion)
         width = settings.width
         self.class_embedding = nn.Embedding(settings.classes + 1, width)
@@ -96,6 +105,58 @@ class DiT(nn.Module):
         self.final_modulation = ZeroLinear(width, 2 * width, bias=False)
         self.output = ZeroLinear(width, settings.latent_width, bias=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.noisy_projection.weight.device
+
+    def recompute_activations(self, on: bool) -> None:
+        """Keep only each block's input for the backward pass (activation checkpointing)."""
+        self.recompute = on
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        targets: Targets,
+        *,
+        noise: RowNoise,
+        timesteps_per_token: int,
+    ) -> LossTerms:
+        """ℒ_Diff of a batch of `class_conditional` rows; `targets` = `find_targets(batch, …)`.
+
+        Each image is denoised at `timesteps_per_token` times, each with its own noise and shared
+        by all its latents. Raises ValueError where a latent is no target or the shape is another.
+        """
+        x0_BNZ = batch.latents_BTZ[:, 1:].float()
+        self._check(x0_BNZ)
+        if len(targets.latent_L) != x0_BNZ.shape[:2].numel():
+            raise ValueError(
+                f"{len(targets.latent_L)} of {x0_BNZ.shape[:2].numel()} latents are scored; a DiT"
+                " predicts all latents of an image: score every one"
+            )
+        draws = timesteps_per_token
+        own = noise.rows(batch.document_BT[:, 0])
+        times_BM = draw_times(own.uniform(Draw.TIMESTEP, draws), settings=self.settings.diffusion)
+        epsilon_BMNZ = own.normal(Draw.DIFFUSION_NOISE, draws, *x0_BNZ.shape[1:])
+        x0_B1NZ, times_BM1 = x0_BNZ.unsqueeze(1), times_BM.unsqueeze(-1)
+        noisy_BMNZ = self.process.noised(x0_B1NZ, times_BM1, epsilon=epsilon_BMNZ)
+        prediction = self.denoise(
+            noisy_BMNZ.flatten(0, 1),
+            times_BM.flatten(),
+            labels_B=targets.ids_BT[:, 0].repeat_interleave(draws),
+        )
+        target_BMNZ = self.process.target(x0_B1NZ, times_BM1, epsilon=epsilon_BMNZ)
+        difference_BMNZ = prediction.float().view_as(target_BMNZ) - target_BMNZ
+        errors_BMN = difference_BMNZ.square().mean(dim=-1)
+        total = errors_BMN.sum()
+        return loss_terms(
+            torch.stack((total, total.new_zeros(()), total.new_zeros(()))),
+            targets.counts_3(draws),
+            process=self.process,
+            times=times_BM1.expand_as(errors_BMN),
+            errors=errors_BMN.detach(),
+        )
+
     def denoise(self, x_BNZ: Tensor, times_B: Tensor, *, labels_B: Tensor) -> Tensor:
         """Prediction (B, N, Z) at noisy latents (B, N, Z), times (B,), labels (B,).
 
@@ -108,9 +169,27 @@ class DiT(nn.Module):
         # fp32 positions keep the residual stream in fp32 under autocast, as LatentLM's is
         x_BND = self.noisy_projection(x_BNZ) + self._positions(x_BNZ.device)
         for block in self.blocks:
-            x_BND = block(x_BND, condition_B1D)
+            if self.recompute and self.training:
+                # as in Backbone: weights of ZeRO-3 may be away when a block is recomputed
+                x_BND = checkpoint(
+                    block, x_BND, condition_B1D, use_reentrant=False, determinism_check="none"
+                )
+            else:
+                x_BND = block(x_BND, condition_B1D)
         shift, scale = self.final_modulation(condition_B1D).chunk(2, dim=-1)
         return self.output(self.final_norm(x_BND) * (1 + scale) + shift)
+
+    @staticmethod
+    def sizes_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """The settings that parameter shapes give away, so that an error can name them."""
+        sizes: dict[str, int] = {}
+        if "class_embedding.weight" in shapes:
+            rows, sizes["width"] = shapes["class_embedding.weight"]
+            sizes["classes"] = rows - 1
+        if "noisy_projection.weight" in shapes:
+            sizes["latent_width"] = shapes["noisy_projection.weight"][1]
+        layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+        return sizes | ({"depth": len(layers)} if layers else {})
 
     def _positions(self, device: torch.device) -> Tensor:
         side = round(self.settings.latent_count**0.5)

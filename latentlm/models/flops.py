@@ -2,8 +2,10 @@
 
 import torch
 
+from latentlm.models.code_lm import flops_of_codes
+from latentlm.models.dit import flops_per_image
 from latentlm.models.latent_lm import LatentLM
-from latentlm.settings import LatentLMSettings
+from latentlm.settings import CodeLMSettings, DiTSettings, LatentLMSettings, ModelSettings
 
 
 def flops_per_sequence(
@@ -40,8 +42,16 @@ def flops_per_sequence(
     return products + 12 * positions**2 * settings.width * settings.depth
 
 
-def flops_per_item(settings: LatentLMSettings, timesteps_per_token: int) -> int:
-    """`flops_per_sequence` of one image of a class-conditional model."""
+def flops_per_item(settings: ModelSettings, timesteps_per_token: int) -> int:
+    """FLOPs, forward and backward, of one image of a class-conditional model.
+
+    LatentLM's backbone sees an image once, a DiT sees it anew at each of its timesteps; codes have
+    no timesteps.
+    """
+    if isinstance(settings, DiTSettings):
+        return timesteps_per_token * flops_per_image(settings)
+    if isinstance(settings, CodeLMSettings):
+        return flops_of_codes(settings)
     count = settings.latent_count or 0
     return flops_per_sequence(
         settings,

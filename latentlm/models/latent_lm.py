@@ -7,7 +7,6 @@ and no softmax head.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +16,11 @@ from latentlm.cross_entropy import SoftmaxHead
 from latentlm.diffusion.head import DiffusionHead
 from latentlm.diffusion.process import DiffusionProcess
 from latentlm.diffusion.timesteps import draw_times
+from latentlm.models.loss_terms import LossTerms, loss_terms
 from latentlm.models.targets import Targets
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import LATENT, PackedBatch
 from latentlm.settings import LatentLMSettings
-
-BINS = 10
-LOSSES = ("diffusion", "text", "stop")
-
-
-class LossTerms(NamedTuple):
-    """Sums and counts, never means: who reduces over ranks divides by the global count.
-
-    sums_3 fp32, with a gradient: ℒ_Diff, the squared error's mean over Z summed over latents and
-    their timesteps; ℒ_LM, the cross-entropy summed over words; the same over stop decisions, which
-    is no part of perplexity. counts_3: how many terms each is. bin_sums_10, bin_counts_10: ℒ_Diff
-    detached, by tenth of the process (0: almost clean, 9: almost noise).
-    """
-
-    sums_3: Tensor
-    counts_3: Tensor
-    bin_sums_10: Tensor
-    bin_counts_10: Tensor
 
 
 class LatentLM(nn.Module):
@@ -70,6 +52,15 @@ class LatentLM(nn.Module):
             learned_norm=learned,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.latent_projection.weight.device
+
+    def recompute_activations(self, on: bool) -> None:
+        """Keep only each layer's input for the backward pass (activation checkpointing)."""
+        self.backbone.recompute = on
+
     def forward(
         self,
         batch: PackedBatch,
@@ -95,13 +86,12 @@ class LatentLM(nn.Module):
             text = self._word_loss(hidden_PD, targets.text_W, targets.text_ids_W)
             if self.settings.stop == "continue":
                 stop = self._word_loss(hidden_PD, targets.stop_W, targets.stop_ids_W)
-        bins = self.process.bin_of(times_LM, BINS).flatten()
-        empty = errors_LM.new_zeros(BINS)
-        return LossTerms(
+        return loss_terms(
             torch.stack((diffusion, text, stop)),
             targets.counts_3(timesteps_per_token),
-            empty.index_add(0, bins, errors_LM.flatten()),
-            empty.index_add(0, bins, torch.ones_like(errors_LM.flatten())),
+            process=self.process,
+            times=times_LM,
+            errors=errors_LM,
         )
 
     def hidden(self, batch: PackedBatch, *, ids_BT: Tensor | None = None) -> Tensor:
@@ -172,9 +162,8 @@ class LatentLM(nn.Module):
             sizes["vocabulary"], sizes["width"] = shapes["token_embedding.weight"]
         if "latent_projection.weight" in shapes:
             sizes["latent_width"] = shapes["latent_projection.weight"][1]
-        layers = [name.split(".")[2] for name in shapes if name.startswith("backbone.layers.")]
-        sizes["depth"] = len(set(layers))
-        return sizes
+        layers = {name.split(".")[2] for name in shapes if name.startswith("backbone.layers.")}
+        return sizes | ({"depth": len(layers)} if layers else {})
 
     def _check(self, batch: PackedBatch) -> None:
         width, count = self.settings.latent_width, self.settings.latent_count

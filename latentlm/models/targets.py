@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import LATENT, PADDING, PackedBatch
-from latentlm.settings import LatentLMSettings
+from latentlm.settings import ModelSettings
 from latentlm.vocabulary import special_ids
 
 
@@ -34,7 +34,7 @@ class Targets(NamedTuple):
 
 def find_targets(
     batch: PackedBatch,
-    settings: LatentLMSettings,
+    settings: ModelSettings,
     *,
     noise: RowNoise,
     condition_dropout: float,
@@ -53,9 +53,7 @@ def find_targets(
     words_BT = predicted_BT & ~to_latent_BT
     nothing = torch.zeros(0, dtype=torch.int64, device=ids_BT.device)
     stop_W, stop_ids_W = nothing, nothing
-    if settings.vocabulary is None:
-        words_BT = torch.zeros_like(words_BT)
-    elif settings.stop == "continue":
+    if settings.vocabulary is not None and settings.stop == "continue":
         special = special_ids(settings.vocabulary)
         decisions_BT = predicted_BT & at_latent_BT & (to_latent_BT | (next_BT == special.eod))
         words_BT = words_BT & ~decisions_BT
@@ -73,7 +71,7 @@ def find_targets(
     )
 
 
-def null_ids(ids: Tensor, settings: LatentLMSettings) -> Tensor:
+def null_ids(ids: Tensor, settings: ModelSettings) -> Tensor:
     """Elements as a model without condition sees them.
 
     A label is the null label, a word PAD; latents, BOD and EOD stay.
@@ -86,7 +84,7 @@ def null_ids(ids: Tensor, settings: LatentLMSettings) -> Tensor:
 
 
 def _drop_conditions(
-    batch: PackedBatch, settings: LatentLMSettings, *, noise: RowNoise, share: float
+    batch: PackedBatch, settings: ModelSettings, *, noise: RowNoise, share: float
 ) -> tuple[Tensor, Tensor]:
     """(ids after dropout, bool (B, T) where a word was hidden)."""
     nowhere = torch.zeros_like(batch.scored_BT)

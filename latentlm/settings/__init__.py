@@ -22,9 +22,16 @@ from latentlm.settings.diffusion import (
     Solver,
     TextSamplerSettings,
 )
-from latentlm.settings.model import DiTSettings, HeadSettings, LatentLMSettings, ModelSettings
+from latentlm.settings.model import (
+    CodeLMSettings,
+    DiTSettings,
+    HeadSettings,
+    LatentLMSettings,
+    ModelSettings,
+)
 
 __all__ = [
+    "CodeLMSettings",
     "CodecSettings",
     "DiTSettings",
     "DiagonalGaussianVariance",

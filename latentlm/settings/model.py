@@ -1,4 +1,4 @@
-"""Settings of the models: LatentLM (§2) and the Diffusion Transformer it is compared with."""
+"""Settings of the models: LatentLM (§2), and the two it is compared with (Table 1)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -96,6 +96,16 @@ class DiTSettings:
     norm_eps: float = 1e-6
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
 
+    @property
+    def vocabulary(self) -> None:
+        """It has classes and no words."""
+        return None
+
+    @property
+    def stop(self) -> Literal["count"]:
+        """Its images end with their fixed number of latents."""
+        return "count"
+
     def problems(self) -> Iterator[Problem]:
         yield from positive(self, "classes", "width", "depth", "heads", "ffn_width", "norm_eps")
         yield from divides("heads", self.heads, "model.width", self.width)
@@ -108,6 +118,50 @@ class DiTSettings:
             yield f"diffusion.{path}", sentence
 
 
+@dataclass(frozen=True, kw_only=True)
+class CodeLMSettings:
+    """A causal Transformer over the codes of a quantizing codec, with LatentLM's backbone.
+
+    [class, c₁ … c_{N-1}] predicts c₁ … c_N, each one of `codes`, through a softmax head. `codes`,
+    `latent_count` and `classes` come from the codec and corpus sections.
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["code_lm"] = "code_lm"
+    classes: int
+    codes: int
+    latent_count: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int | None = None
+    ffn_width: int
+    rope_base: float = 10000.0
+    rotary: Literal["interleaved", "llama"] = "interleaved"
+    norm: Literal["weightless", "learned"] = "weightless"
+    norm_eps: float = 1e-6
+
+    @property
+    def latent_width(self) -> int:
+        """A latent is one number, the id of its code."""
+        return 1
+
+    @property
+    def vocabulary(self) -> None:
+        """It has classes and no words."""
+        return None
+
+    @property
+    def stop(self) -> Literal["count"]:
+        """Its images end with their fixed number of codes."""
+        return "count"
+
+    def problems(self) -> Iterator[Problem]:
+        yield from positive(self, "classes", "width", "depth", "heads", "kv_heads", "ffn_width")
+        yield from positive(self, "rope_base", "norm_eps")
+        yield from transformer_problems(self.width, self.heads, self.kv_heads)
+
+
 def transformer_problems(width: int, heads: int, kv_heads: int | None) -> Iterator[Problem]:
     """What grouped-query attention with rotary positions asks of its sizes."""
     yield from divides("heads", heads, "model.width", width)
@@ -117,4 +171,4 @@ def transformer_problems(width: int, heads: int, kv_heads: int | None) -> Iterat
         yield "heads", f"width / heads = {width // heads} is odd; rotary needs it even"
 
 
-ModelSettings = LatentLMSettings | DiTSettings
+ModelSettings = LatentLMSettings | DiTSettings | CodeLMSettings

@@ -1,7 +1,8 @@
 """The CPU arithmetic of a run: what each stage asks of Ray against what the cluster has.
 
-Stages never overlap. On one node Σ trial + Σ Train worker + Σ encoder actor CPUs + 1 must not
-exceed the logical CPUs: with less, Ray Data's tasks starve and Ray waits for ever without a word.
+Stages of a run never overlap; trials of a sweep do. On one node Σ trial + Σ Train worker + Σ
+encoder actor CPUs + 1 must not exceed the logical CPUs: with less, Ray Data's tasks starve and Ray
+waits for ever without a word.
 """
 
 import contextlib
@@ -33,7 +34,10 @@ class ClusterResources:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one stage asks for at once. `knob` is the setting of one worker's or actor's CPUs."""
+    """What one stage asks for at once, in every one of the trials that a sweep runs together.
+
+    `knob` is the setting of one worker's or actor's CPUs.
+    """
 
     stage: str
     knob: str
@@ -42,25 +46,26 @@ class Demand:
     gpus_each: float = 0.0
     other_cpus: float = 0.0
     trial_cpus: float = 0.0
+    trials: int = 1
 
     @property
     def cpus(self) -> float:
-        fixed = self.other_cpus + self.trial_cpus + DATA_CPUS
-        return round(self.count * self.cpus_each + fixed, 6)
+        of_trial = self.count * self.cpus_each + self.other_cpus + self.trial_cpus
+        return round(self.trials * of_trial + DATA_CPUS, 6)
 
     @property
     def gpus(self) -> float:
-        return round(self.count * self.gpus_each, 6)
+        return round(self.trials * self.count * self.gpus_each, 6)
 
     def as_report(self) -> dict[str, Any]:
         """CPUs by who asks for them."""
-        own = round(self.count * self.cpus_each, 6)
+        own = round(self.trials * self.count * self.cpus_each, 6)
         encodes = self.knob == "latents.cpus_per_actor"
         return {
             "stage": self.stage,
-            "driver": self.trial_cpus,
+            "driver": round(self.trials * self.trial_cpus, 6),
             "workers": 0.0 if encodes else own,
-            "encoder_actors": own if encodes else self.other_cpus,
+            "encoder_actors": own if encodes else round(self.trials * self.other_cpus, 6),
             "data_tasks": DATA_CPUS,
             "cpus": self.cpus,
             "gpus": self.gpus,
@@ -70,7 +75,10 @@ class Demand:
 def demands(experiment: Experiment) -> list[Demand]:
     """Every stage's demand, in the order of a run."""
     codec, latents, train = experiment.codec.training, experiment.latents, experiment.train
-    trial = TRIAL_CPUS if experiment.sweep else 0.0
+    sweep = experiment.sweep
+    trial: dict[str, Any] = {}
+    if sweep is not None:
+        trial = {"trial_cpus": TRIAL_CPUS, "trials": sweep.max_concurrent}
     encoders = latents.actors if latents.mode == "streamed" else 0  # for each worker
     train_gpus = train.gpus_per_worker + encoders * latents.gpus_per_actor
     worker = "train.cpus_per_worker"
@@ -81,7 +89,7 @@ def demands(experiment: Experiment) -> list[Demand]:
             codec.workers,
             train.cpus_per_worker,
             train.gpus_per_worker,
-            trial_cpus=trial,
+            **trial,
         ),
         Demand(
             "encoding",
@@ -89,7 +97,7 @@ def demands(experiment: Experiment) -> list[Demand]:
             latents.actors,
             latents.cpus_per_actor,
             latents.gpus_per_actor,
-            trial_cpus=trial,
+            **trial,
         ),
         Demand(
             "model training",
@@ -98,15 +106,15 @@ def demands(experiment: Experiment) -> list[Demand]:
             train.cpus_per_worker,
             train_gpus,
             other_cpus=train.workers * encoders * latents.cpus_per_actor,
-            trial_cpus=trial,
+            **trial,
         ),
         Demand(
             "evaluation",
             "evaluate.actors",
             experiment.evaluate.actors,
-            1.0,
+            0.0 if sweep else 1.0,  # a sweep keeps them beside its trainings (evaluator_pool.py)
             train.gpus_per_worker,
-            trial_cpus=trial,
+            **trial,
         ),
     ]
 
@@ -129,9 +137,14 @@ def cpu_problems(experiment: Experiment, cluster: ClusterResources) -> list[str]
 
 
 def _cpu_fix(demand: Demand, cluster: ClusterResources) -> str:
-    free = cluster.cpus - (demand.cpus - demand.count * demand.cpus_each)
-    each = math.floor(free / demand.count * 10 + 1e-6) / 10
+    asked = demand.trials * demand.count
+    free = cluster.cpus - (demand.cpus - asked * demand.cpus_each)
+    each = math.floor(free / asked * 10 + 1e-6) / 10
     fixes = []
+    if demand.trials > 1:
+        of_trial = (demand.cpus - DATA_CPUS) / demand.trials
+        at_once = math.floor((cluster.cpus - DATA_CPUS) / of_trial + 1e-6)
+        fixes += [f"sweep.max_concurrent={at_once}"] if at_once >= 1 else []
     if demand.knob == "evaluate.actors":
         if free >= 1:
             fixes.append(f"evaluate.actors={math.floor(free)}")

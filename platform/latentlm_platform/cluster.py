@@ -37,7 +37,7 @@ def connected(cluster: Cluster, *, verbose: bool) -> Iterator[None]:
             exit_code=1,
         ) from error
     try:
-        ray.get(ray.remote(require_one_source).options(num_cpus=0).remote(_source_roots()))
+        ray.get(ray.remote(require_one_source).options(num_cpus=0).remote(source_roots()))
         yield
     finally:
         ray.shutdown()
@@ -82,7 +82,7 @@ def prepare_process(*, verbose: bool) -> None:
 
 def worker_environment() -> dict[str, str]:
     """What every Ray process of ours needs: our state folder and our sources."""
-    roots = [str(root) for root in dict.fromkeys(_source_roots().values())]
+    roots = [str(root) for root in dict.fromkeys(source_roots().values())]
     paths = [*roots, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         "LATENTLM_HOME": str(home()),
@@ -93,7 +93,7 @@ def worker_environment() -> dict[str, str]:
     }
 
 
-def _source_roots() -> dict[str, Path]:
+def source_roots() -> dict[str, Path]:
     """The folder from which each of our packages is imported."""
     roots = {}
     for name in PACKAGES:
@@ -104,7 +104,7 @@ def _source_roots() -> dict[str, Path]:
 
 def require_one_source(expected: dict[str, Path]) -> None:
     """Fail where a worker would import other sources than the driver does."""
-    for name, root in _source_roots().items():
+    for name, root in source_roots().items():
         if root != expected[name]:
             raise UserError(
                 f"a Ray worker imports {name} from {root}, the driver from {expected[name]};"

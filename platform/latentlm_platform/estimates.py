@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from latentlm.catalogue import build_codec, build_model
-from latentlm.models import flops_per_sequence
-from latentlm.models.dit import flops_per_image
+from latentlm.models import flops_per_item, flops_per_sequence
 from latentlm.settings import (
     CodecSettings,
     DiTSettings,
@@ -106,7 +105,7 @@ def _settings(experiment: Experiment) -> tuple[CodecSettings, ModelSettings]:
 
 def _flops_per_row(model: ModelSettings, row: Row, *, timesteps_per_token: int) -> int:
     if isinstance(model, DiTSettings):
-        return flops_per_image(model)
+        return flops_per_item(model, timesteps_per_token)
     return flops_per_sequence(model, **row._asdict(), timesteps_per_token=timesteps_per_token)
 
 
@@ -146,13 +145,15 @@ def memory_per_rank(experiment: Experiment, *, parameters: int) -> dict[str, int
 def _activation_bytes(experiment: Experiment) -> int:
     """Each block keeps about 8 vectors of its width, 3 of its feed-forward width, its attention.
 
-    AdaLN keeps 4 vectors more. The head's blocks do so for every timestep of every latent.
+    AdaLN keeps 4 vectors more. The head's blocks do so for every timestep of every latent, and so
+    do a DiT's, which has no other.
     Recomputed layers keep their input, and one of them all of it. On a GPU no kernel keeps the
     attention; bf16 autocast halves everything.
     """
     train, (_, model), row = experiment.train, _settings(experiment), row_of(experiment)
     on_gpu = train.gpus_per_worker > 0
     items = train.batch_size // (train.workers * train.accumulation)
+    items *= train.timesteps_per_token if isinstance(model, DiTSettings) else 1
     vectors = 12 if isinstance(model, DiTSettings) else 8
     layer = items * row.positions * (vectors * model.width + 3 * model.ffn_width)
     layer += 0 if on_gpu else items * row.positions**2 * model.heads
@@ -210,9 +211,9 @@ def _latent_cache_bytes(experiment: Experiment) -> int:
 
 
 def unknown_pace(experiment: Experiment) -> str | None:
-    """Why wall-clock cannot be told; None where it can: of class-conditional LatentLM alone."""
+    """Why wall-clock cannot be told; None where it can: of class-conditional image models alone."""
     kinds = (experiment.corpus.kind, experiment.codec.kind, experiment.model.kind)
-    if kinds == ("class_images", "image_vit", "latent_lm"):
+    if kinds[:2] == ("class_images", "image_vit"):
         return None
     return f"nothing like {', '.join(kinds)} was measured yet"
 
@@ -222,7 +223,7 @@ def wall_clock(experiment: Experiment, counted: Counts) -> dict[str, float]:
 
     seconds = FLOPs / (measured fp32 peak × UTILISATION × processes that really run at once) +
     STAGE_START_S. A stage whose work is already there by its key takes none of them. Of
-    class-conditional LatentLM alone: `unknown_pace` says why not of others.
+    class-conditional image models alone: `unknown_pace` says why not of others.
     """
     train, codec, latents = experiment.train, experiment.codec.training, experiment.latents
     device = pick_device()
@@ -236,7 +237,7 @@ def wall_clock(experiment: Experiment, counted: Counts) -> dict[str, float]:
         at_once = min(processes, room) if device.type == "cpu" else processes
         return STAGE_START_S + flops / (speed * at_once)
 
-    generate = _generated_images(experiment) * _generate_flops(experiment, counted)
+    generate = _generated_images(experiment) * generate_flops(experiment, counted)
     parts = {
         "codec_training": seconds(codec.steps * codec.batch_size * 6 * per_image, codec.workers),
         "encoding": seconds(encode if cached else 0, latents.actors),
@@ -248,13 +249,17 @@ def wall_clock(experiment: Experiment, counted: Counts) -> dict[str, float]:
     return {**parts, "total": sum(parts.values())}
 
 
-def _generate_flops(experiment: Experiment, counted: Counts) -> int:
+def generate_flops(experiment: Experiment, counted: Counts) -> int:
     """Of one image: the backbone once and the head `sample.steps` times for each latent.
 
-    Twice over with guidance, and the decoder once.
+    A DiT runs whole `sample.steps` times. Twice over with guidance, and the decoder once.
     """
     sample, latents = experiment.sample, row_of(experiment).latents
     rows = 1 if sample.cfg_scale == 1 else 2
+    _, model = _settings(experiment)
+    if isinstance(model, DiTSettings):
+        forward = flops_per_item(model, 1) // 3  # backward is twice a forward pass
+        return rows * sample.steps * forward + latents * counted.codec_parameters
     body = counted.parameters - counted.head_parameters
     per_latent = 2 * body + 2 * counted.head_parameters * sample.steps
     return latents * (rows * per_latent + counted.codec_parameters)

@@ -22,11 +22,13 @@ from latentlm.metrics.inception_style import inception_style_score
 from latentlm.settings import SamplerSettings
 from latentlm_platform.artifacts import key_of
 from latentlm_platform.codec_scores import read_held_out
-from latentlm_platform.evaluator_actor import Described, EvaluatorActor, Judge, shared_judge
+from latentlm_platform.evaluator_actor import Described, Judge, read_judge, shared_judge
+from latentlm_platform.evaluator_pool import EvaluatorPool
 from latentlm_platform.experiment import Evaluate, Experiment
 from latentlm_platform.exposure_scores import score_exposure
 from latentlm_platform.home import artifacts_folder
-from latentlm_platform.splits import Splits
+from latentlm_platform.runs import exclusive
+from latentlm_platform.splits import Splits, corpus_digests, preprocessing
 
 JUDGED_SETTINGS = {"held_out_fraction", "layout", "max_pixels", "image_column", "label_column"}
 GRID_ROWS = 8
@@ -36,11 +38,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class ScaleScores:
-    """What was generated at one CFG scale: scores, pictures, exposure bias a line a position."""
+    """What was generated at one CFG scale: scores, and exposure bias a line a position."""
 
     cfg_scale: float
     metrics: dict[str, float] = field(default_factory=dict)
-    grid: Path | None = None
     exposure_rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -67,66 +68,75 @@ class Evaluator:
     """Evaluates one exported model of an experiment on Ray actors."""
 
     def __init__(
-        self, experiment: Experiment, *, export: Path, splits: Splits, folder: Path
+        self, experiment: Experiment, *, export: Path, codec: str, splits: Splits, folder: Path
     ) -> None:
         self.experiment, self.splits, self.folder = experiment, splits, folder
         self.settings: Evaluate = experiment.evaluate
         self.export = export
+        self.codec = codec  # its key
         self.prefix = f"frechet_{self.settings.feature_extractor}"
 
-    def run(self, *, on_progress: Progress) -> Evaluation:
+    def run(self, pool: EvaluatorPool, *, on_progress: Progress) -> Evaluation:
         """Score everything; writes `samples.csv` and one grid for each scale."""
         import ray
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        gpus = self.experiment.train.gpus_per_worker
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus or None}
-        remote = ray.remote(EvaluatorActor).options(**options)
-        actors = [
-            remote.remote(
-                self.export,
-                extractor=self.settings.feature_extractor,
-                feature_size=self.settings.feature_size,
-            )
-            for _ in range(self.settings.actors)
-        ]
-        try:
-            judge_ref = self._judge(ray)
-            references = self._reference(ray, actors)
-            judge = ray.get(judge_ref)
-            ray.get([actor.set_judge.remote(judge) for actor in actors])
-            shared = self._shared(judge, references)
-            scales = self._generate(ray, actors, references, on_progress)
-            own = float(self.experiment.sample.cfg_scale)
-            exposures = score_exposure(
-                self.experiment,
-                actors=actors,
-                held_out=self.splits.held_out,
-                cfg_scales=tuple(s for s in cfg_scales(self.experiment) if s in (1.0, own)),
-            )
-            for scores in scales:
-                if scores.cfg_scale in exposures:
-                    scores.metrics |= exposures[scores.cfg_scale].metrics()
-                    scores.exposure_rows = exposures[scores.cfg_scale].rows()
-            return Evaluation(shared, scales)
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+        actors = pool.actors(self.experiment)
+        ray.get([actor.use_export.remote(self.export) for actor in actors])
+        judge_ref = self._judge(ray)
+        references = self._reference(ray, actors)
+        judge = ray.get(judge_ref)
+        ray.get([actor.use_judge.remote(judge) for actor in actors])
+        shared = self._shared(judge, references)
+        scales = self._generate(ray, actors, references, on_progress)
+        own = float(self.experiment.sample.cfg_scale)
+        exposures = score_exposure(
+            self.experiment,
+            actors=actors,
+            held_out=self.splits.held_out,
+            cfg_scales=tuple(s for s in cfg_scales(self.experiment) if s in (1.0, own)),
+        )
+        for scores in scales:
+            if scores.cfg_scale in exposures:
+                scores.metrics |= exposures[scores.cfg_scale].metrics()
+                scores.exposure_rows = exposures[scores.cfg_scale].rows()
+        return Evaluation(shared, scales)
 
     def _judge(self, ray: Any) -> Any:
-        """The judge of this corpus, trained once for all evaluations of it."""
+        """A reference to the judge of this corpus, trained once for all evaluations of it."""
         corpus = self.experiment.corpus
         about = (corpus.image_size, corpus.channels, corpus.classes, self.experiment.seed)
         items, epochs = self.settings.classifier_items, self.settings.classifier_epochs
-        digests = [split.index.digest for split in self.splits]
+        digests = corpus_digests(self.splits)
         order = (corpus.chunk_records, corpus.shuffle_window_chunks)
         parts = corpus.model_dump(mode="json", include=JUDGED_SETTINGS)
         key = key_of("judge", digests, about, items, epochs, order, parts)
+        folder = artifacts_folder("judge") / key
+        if (judge := read_judge(folder)) is not None:
+            return ray.put(judge)
         arguments = {"epochs": epochs, "items": items, "seed": self.experiment.seed}
-        task = ray.remote(shared_judge).options(num_cpus=1)
-        return task.remote(artifacts_folder("judge") / key, self.splits, **arguments)
+        task = ray.remote(shared_judge).options(num_cpus=1, scheduling_strategy="DEFAULT")
+        return task.remote(folder, self.splits, **arguments)
 
     def _reference(self, ray: Any, actors: list[Any]) -> dict[str, np.ndarray]:
+        """What every model on this codec is compared with, computed once for all of them."""
+        corpus, settings = self.experiment.corpus, self.settings
+        digests, seed = corpus_digests(self.splits), self.splits.held_out.seed
+        features = (settings.feature_extractor, settings.feature_size, settings.images)
+        key = key_of("reference", digests, preprocessing(corpus), seed, self.codec, features)
+        folder = artifacts_folder("reference") / key
+        with exclusive(folder):
+            path = folder / "features.npz"
+            if path.exists():
+                with np.load(path) as kept:
+                    return dict(kept)
+            references = self._describe_held_out(ray, actors)
+            with path.with_suffix(".partial").open("wb") as file:
+                np.savez(file, allow_pickle=False, **references)
+            path.with_suffix(".partial").rename(path)
+            return references
+
+    def _describe_held_out(self, ray: Any, actors: list[Any]) -> dict[str, np.ndarray]:
         """Two disjoint sets of held-out images: the reference, and one scored like a model."""
         held_out = self.splits.held_out
         wanted = min(2 * self.settings.images, sum(held_out.chunk_sizes))
@@ -189,8 +199,8 @@ class Evaluator:
             described = Described(*(np.concatenate(column) for column in columns))
             metrics = self._score(labels, described, reference)
             metrics["sampling_cpu_seconds_per_image"] = seconds / total
-            grid = self._write_grid(scale, np.concatenate(pictures[scale]))
-            scores.append(ScaleScores(scale, metrics, grid))
+            self._write_grid(scale, np.concatenate(pictures[scale]))
+            scores.append(ScaleScores(scale, metrics))
         return scores
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -247,11 +257,15 @@ class Evaluator:
                     fixed = (scale, sampler.solver, sampler.steps)
                     writer.writerow((i, self.experiment.seed, label, *fixed, said))
 
-    def _write_grid(self, scale: float, pixels: np.ndarray) -> Path:
+    def _write_grid(self, scale: float, pixels: np.ndarray) -> None:
         columns = min(GRID_COLUMNS, self.experiment.corpus.classes)
-        path = self.folder / f"samples-cfg-{scale:g}.png"
-        path.write_bytes(encode_png(tile_images(pixels[: GRID_ROWS * columns], columns=columns)))
-        return path
+        picture = tile_images(pixels[: GRID_ROWS * columns], columns=columns)
+        grid_file(self.folder, scale).write_bytes(encode_png(picture))
+
+
+def grid_file(folder: Path, cfg_scale: float) -> Path:
+    """The picture of what an evaluation in this folder generated at a scale."""
+    return folder / f"samples-cfg-{cfg_scale:g}.png"
 
 
 def _named(name: str, interval: Interval) -> dict[str, float]:

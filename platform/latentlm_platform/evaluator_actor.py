@@ -16,6 +16,7 @@ from latentlm.load import load
 from latentlm.metrics.classifier import SmallImageClassifier, train_classifier
 from latentlm.metrics.exposure_bias import ExposureMoments, teacher_forced_latents
 from latentlm.metrics.reconstruction import psnr, ssim
+from latentlm.models import DiT
 from latentlm.randomness import RowNoise
 from latentlm.settings import SamplerSettings
 from latentlm.signals import pixels_to_signal, signal_to_pixels
@@ -31,6 +32,7 @@ JUDGE_BATCH = 128
 JUDGE_BYTES = 2**30
 JUDGED_IMAGES = 10_000
 DESCRIBED_AT_ONCE = 64
+JUDGE_FILE = "judge.pt"
 
 
 class Described(NamedTuple):
@@ -63,12 +65,19 @@ class Judge(NamedTuple):
 def shared_judge(folder: Path, splits: Splits, *, epochs: int, items: int, seed: int) -> Judge:
     """The judge kept in `folder`, trained and examined there the first time."""
     with exclusive(folder):
-        path = folder / "judge.pt"
-        if not path.exists():
-            judge = train_judge(splits, epochs=epochs, items=items, seed=seed)
-            torch.save(judge._asdict(), path.with_suffix(".partial"))
-            path.with_suffix(".partial").rename(path)
-        return Judge(**torch.load(path, weights_only=True))
+        if (judge := read_judge(folder)) is not None:
+            return judge
+        judge = train_judge(splits, epochs=epochs, items=items, seed=seed)
+        path = folder / JUDGE_FILE
+        torch.save(judge._asdict(), path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+        return judge
+
+
+def read_judge(folder: Path) -> Judge | None:
+    """The judge kept in `folder`, or None."""
+    path = folder / JUDGE_FILE
+    return Judge(**torch.load(path, weights_only=True)) if path.exists() else None
 
 
 def train_judge(splits: Splits, *, epochs: int, items: int, seed: int) -> Judge:
@@ -119,21 +128,24 @@ def _judge_batches(
 
 
 class EvaluatorActor:
-    """A model, a feature net and, once it is trained, a judge."""
+    """A feature net, and the model and the judge that it was told to use."""
 
-    def __init__(self, export: Path, *, extractor: str, feature_size: int) -> None:
+    def __init__(self, *, extractor: str, feature_size: int) -> None:
         torch.set_num_threads(1)
         self.device = pick_device()
-        self.loaded = load(export)
-        self.model, self.codec = (
-            self.loaded.model.to(self.device),
-            self.loaded.codec.to(self.device),
-        )
         net: Any = feature_net(extractor, size=feature_size)
         self.net = net.to(self.device)
+        self.export: Path | None = None
         self.judge: SmallImageClassifier | None = None
 
-    def set_judge(self, judge: Judge) -> None:
+    def use_export(self, export: Path) -> None:
+        """Use this model and its codec from now on; the one in use is not read again."""
+        if export != self.export:
+            loaded = load(export)
+            self.model, self.codec = loaded.model.to(self.device), loaded.codec.to(self.device)
+            self.export = export
+
+    def use_judge(self, judge: Judge) -> None:
         """Use this classifier from now on."""
         self.judge = judge.build().to(self.device)
 
@@ -200,6 +212,7 @@ class EvaluatorActor:
         seed: int,
     ) -> dict[float, ExposureMoments]:
         """At each scale, real, teacher-forced and free-running latents of these images' labels."""
+        assert not isinstance(self.model, DiT)  # score_exposure asks only models with an order
         ids_B, labels_B = (torch.from_numpy(a.copy()).to(self.device) for a in (ids, labels))
         free, forced = (
             RowNoise(seed=seed, ids_B=ids_B, epochs_B=epoch)

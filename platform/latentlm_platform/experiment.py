@@ -6,14 +6,13 @@ then where it runs (cluster, tracking). Every field has its unit in its name or 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import Field, Tag
 
 from latentlm.settings import (
     CodecSettings,
     ImageCodecSettings,
-    LatentLMSettings,
     ModelSettings,
     SamplerSettings,
     SpeechCodecSettings,
@@ -30,7 +29,8 @@ from latentlm_platform.experiment_corpus import (
     MultimodalMixture,
     TranscribedSpeech,
 )
-from latentlm_platform.experiment_model import AnyModel, DiTModel, Model, ModelKind
+from latentlm_platform.experiment_model import AnyModel, DiTModel, ModelKind
+from latentlm_platform.experiment_search import Sweep
 from latentlm_platform.experiment_section import (
     Fraction,
     Positive,
@@ -234,6 +234,10 @@ class Train(Section):
     label_dropout: Fraction = Field(
         0.1, description="Share of rows trained without their condition."
     )
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Of the model's weights, order and noise; default: the experiment's seed.",
+    )
     alpha: Weight = Field(1.0, description="Weight of the diffusion loss beside that of words.")
     stop_weight: Weight = Field(
         1.0, description="Weight of EOD and CONTINUE, the words that end latents, if model.stop."
@@ -318,24 +322,12 @@ class Sample(SamplerSettings):
             yield f"text.{path}", sentence
 
 
-class Sweep(Section):
-    """Grid over dotted paths: every combination of the listed values is a point."""
-
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-
-    def problems(self) -> Iterator[Problem]:
-        for path, values in self.grid.items():
-            if not values:
-                yield f"grid.{path}", "the list is empty; give at least one value"
-
-
 if TYPE_CHECKING:
     # Stages read these kinds: pipeline.py ends every other before it starts (plan.untrainable).
     OneCorpus = Corpus
     OneCodec = ImageCodec
-    OneModel = Model
+    OneModel = ModelKind
     OneCodecSettings = ImageCodecSettings
-    OneModelSettings = LatentLMSettings
 else:
     OneCorpus, OneCodec, OneModel = AnyCorpus, AnyCodec, AnyModel
 
@@ -358,15 +350,19 @@ class Experiment(Section):
     cluster: Cluster = Cluster()
     sweep: Sweep | None = None
 
+    @property
+    def model_seed(self) -> int:
+        """What the model's training draws with; codec, latents and evaluation keep `seed`."""
+        return self.seed if self.train.seed is None else self.train.seed
+
     def codec_settings(self) -> "OneCodecSettings":
         """The codec for signals of the corpus; ValueError where their kinds do not go together."""
         return cast("OneCodecSettings", codec_settings(self.codec, corpus=self.corpus))
 
-    def model_settings(self) -> "OneModelSettings":
+    def model_settings(self) -> ModelSettings:
         """The model for latents of the codec and classes or words of the corpus; ValueError too."""
         codec = codec_settings(self.codec, corpus=self.corpus)
-        settings = model_settings(self.model, corpus=self.corpus, codec=codec)
-        return cast("OneModelSettings", settings)
+        return model_settings(self.model, corpus=self.corpus, codec=codec)
 
 
 def codec_settings(codec: CodecKind, *, corpus: CorpusKind) -> CodecSettings:

@@ -20,6 +20,7 @@ from latentlm_platform.experiment_section import default_kind
 from latentlm_platform.located_yaml import KeyPath, dotted, shown
 
 STAND_INS = (1, 720_720)  # the second is divisible by every number up to 16
+PATHS_AS_KEYS: tuple[KeyPath, ...] = (("sweep", "grid"), ("sweep", "search", "space"))
 MENDING_ROUNDS = 8  # a missing section takes one round for each of its levels
 
 
@@ -100,9 +101,10 @@ def _touches(path: tuple[str, ...], failed: set[KeyPath]) -> bool:
 
 
 def _broken_rule(data: dict[str, Any], path: str, sentence: str) -> Mistake:
-    head, _, rest = path.partition("sweep.grid.")
-    parts: KeyPath = ("sweep", "grid", rest) if rest else tuple(head.split("."))
-    parts = tuple(int(p) if str(p).isdecimal() else p for p in parts)
+    parts: KeyPath = tuple(int(p) if p.isdecimal() else p for p in path.split("."))
+    for place in PATHS_AS_KEYS:
+        if path.startswith(f"{dotted(place)}."):
+            parts = (*place, path.removeprefix(f"{dotted(place)}."))
     value = _value(data, parts)
     starts_with_value = re.match(r"-?[\d.]", sentence) is not None
     return Mistake(parts, value, f"{path}{' = ' if starts_with_value else ': '}{sentence}")
@@ -150,6 +152,8 @@ def _sentence(path: KeyPath, value: Any, *, kind: str, context: Any, data: Any) 
         return f"{name} is missing; {where} needs it"
     if kind == "too_long":
         return f"{name} = {shown(value)} has too many values; give {context['max_length']}"
+    if kind == "too_short":
+        return f"{name} is empty; give at least {context['min_length']}"
     if kind in LIMITS:
         verdict, comparison, key = LIMITS[kind]
         limit = context[key]

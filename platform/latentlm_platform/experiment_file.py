@@ -31,7 +31,10 @@ from latentlm_platform.located_yaml import (
 )
 
 MAX_FRAGMENTS = 32
-KEYLESS = frozenset({"cluster", "tracking", "question", "reproduces"})
+KEYLESS: dict[str, Any] = {
+    **dict.fromkeys(("cluster", "tracking", "question", "reproduces"), True),
+    "sweep": {"max_concurrent", "max_failed", "restarts", "time_budget_s", "cost", "claims"},
+}
 
 
 def load_experiment(path: Path | str, *, overrides: Sequence[str] = ()) -> Experiment:
@@ -63,10 +66,11 @@ def resolved_yaml(experiment: Experiment) -> str:
 def experiment_key(experiment: Experiment) -> str:
     """12 hexadecimal digits that tell two experiments apart by what they compute.
 
-    Left out are `cluster` and `tracking`, which say where it runs and where results go, and
-    `question` and `reproduces`, which only describe: changing them must not repeat a run.
+    Left out are `cluster` and `tracking`, which say where it runs and where results go, what only
+    describes or asks, and how many trials a sweep runs at once or gives up after: changing them
+    must not repeat a run.
     """
-    content = experiment.model_dump(mode="json", exclude=set(KEYLESS))
+    content = experiment.model_dump(mode="json", exclude=KEYLESS)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

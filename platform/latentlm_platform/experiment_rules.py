@@ -35,6 +35,13 @@ def rules(experiment: Experiment) -> Iterator[Problem]:
         yield f"sample.{path}", sentence
     for path, sentence in experiment.sample.problems_with(experiment.model.diffusion):
         yield f"sample.{path}", sentence
+    schedule = experiment.sample.guidance_schedule
+    if experiment.model.kind == "dit" and schedule != "constant":
+        yield (
+            "sample.guidance_schedule",
+            f"{schedule} follows latents one after another; a dit draws all at once:"
+            " choose constant",
+        )
     codec = experiment.codec.training
     for path, sentence in divides(
         "workers", codec.workers, "codec.training.batch_size", codec.batch_size

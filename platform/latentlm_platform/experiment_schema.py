@@ -33,11 +33,20 @@ def sections_in(annotation: Any) -> list[type]:
 
 def variants_at(path: KeyPath) -> list[type]:
     """The sections that may stand at `path`; more than one where a `kind` chooses."""
-    found: list[type] = [Experiment]
+    found: list[Any] = [Experiment]
     for part in path:
-        annotations = [fields(section).get(str(part)) for section in found]
-        found = [section for one in annotations for section in sections_in(one)]
-    return found
+        found = [inner for one in found for inner in _below(one, part)]
+    return [section for one in found for section in sections_in(one)]
+
+
+def _below(annotation: Any, part: str | int) -> list[Any]:
+    """The annotations that a key, or an index, of a value of this annotation may have."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (tuple, list, dict):
+        return [arguments[1 if origin is dict else 0]]
+    if origin is not None:
+        return [inner for one in arguments for inner in _below(one, part)]
+    return [fields(section).get(str(part)) for section in sections_in(annotation)]
 
 
 def kinds_at(path: KeyPath) -> list[str]:

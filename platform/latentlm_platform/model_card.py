@@ -9,15 +9,16 @@ def render_model_card(experiment: Experiment, artifact: Artifact) -> str:
     measured = "\n".join(
         f"| {name} | {value:.6g} |" for name, value in sorted(artifact.metrics.items())
     )
+    what = {"latent_lm": "LatentLM", "dit": "Diffusion Transformer"}[experiment.model.kind]
     lineage = "\n".join(f"- {stage}: `{key}`" for stage, key in artifact.lineage.items())
     return f"""# {experiment.name}
 
-{experiment.question or "A LatentLM trained by an experiment file."}
+{experiment.question or f"A {what} trained by an experiment file."}
 
 - kind: {experiment.model.kind}, {experiment.corpus.classes} classes,
   {experiment.corpus.image_size} px, {experiment.corpus.channels} channel(s)
 - corpus: {experiment.corpus.source}
-- seed: {experiment.seed}; key: `{artifact.key}`
+- seed: {experiment.seed}, of the model's training {experiment.model_seed}; key: `{artifact.key}`
 {lineage}
 
 The weights are the exponential average of training; `experiment.yaml` is the whole experiment.

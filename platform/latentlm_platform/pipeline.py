@@ -21,6 +21,8 @@ from latentlm_platform.cluster import connected
 from latentlm_platform.codec_training import check_codec_files
 from latentlm_platform.corpora.named import ensure
 from latentlm_platform.errors import UserError, own_error
+from latentlm_platform.evaluation import cfg_scales
+from latentlm_platform.evaluator_pool import EvaluatorPool
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key, resolved_yaml, source_text
 from latentlm_platform.plan import untrainable
@@ -54,7 +56,7 @@ class Request:
 def execute(request: Request) -> RunRecord:
     """Do what is missing of this experiment; its record, finished."""
     reap()
-    record = _open_record(request)
+    record = open_record(request)
     with claimed(record):
         return _drive(request, read_run(record.key) or record)
 
@@ -64,7 +66,7 @@ def _drive(request: Request, record: RunRecord) -> RunRecord:
         return record
     _refuse_what_does_not_fit(request.experiment)
     tracker = open_tracker(request.experiment.tracking)
-    parent = _open_parent(tracker, record, request)
+    parent = open_parent(tracker, record, request)
     record = record.changed(
         status="RUNNING",
         until=request.until,
@@ -76,7 +78,7 @@ def _drive(request: Request, record: RunRecord) -> RunRecord:
         metrics={},
         error="",
     )
-    with _ending(record, parent, tracker), parent.system_metrics(), _terminable():
+    with ending(record, parent, tracker), parent.system_metrics(), terminable():
         _run_stages(request, record, tracker, parent)
     return read_run(record.key) or record
 
@@ -85,13 +87,14 @@ def _run_stages(request: Request, record: RunRecord, tracker: Tracker, parent: T
     experiment = request.experiment
     stages.check_initial_weights(experiment)
     check_codec_files(experiment)
-    splits = _open_corpus(experiment, parent)
+    splits = open_corpus(experiment, parent)
+    pool = EvaluatorPool()
     context = stages.StageContext(
-        experiment, record.key, record.attempt, splits, tracker, parent, say
+        experiment, record.key, record.attempt, splits, tracker, parent, say, pool
     )
-    done = _trained_artifacts(request.trained)
+    done = trained_artifacts(request.trained)
     # ray.init takes SIGTERM for itself: ours is set again after it
-    with connected(experiment.cluster, verbose=request.verbose), _terminable():
+    with connected(experiment.cluster, verbose=request.verbose), terminable():
         for stage in STAGES[len(done) : STAGES.index(request.until) + 1]:
             say(f"{stage} …")
             record = record.changed(stage=stage)
@@ -111,7 +114,7 @@ def _run_stages(request: Request, record: RunRecord, tracker: Tracker, parent: T
     record.changed(metrics=metrics)
 
 
-def _trained_artifacts(trained: RunRecord | None) -> dict[str, Artifact]:
+def trained_artifacts(trained: RunRecord | None) -> dict[str, Artifact]:
     """The artifacts before evaluation of a run that is only evaluated again."""
     if trained is None:
         return {}
@@ -131,10 +134,15 @@ def _perform(stage: str, context: stages.StageContext, done: dict[str, Artifact]
         return stages.make_latents(context, done["codec"])
     if stage == "model":
         return stages.make_model(context, done["codec"], done["latents"])
-    return stages.evaluate_model(context, done["model"])
+    evaluation = stages.evaluate_model(context, done["model"])
+    for scale in cfg_scales(context.experiment):
+        sample = replace(context.experiment.sample, cfg_scale=scale)
+        experiment = context.experiment.model_copy(update={"sample": sample})
+        stages.log_evaluation(replace(context, experiment=experiment), evaluation)
+    return evaluation
 
 
-def _open_record(request: Request) -> RunRecord:
+def open_record(request: Request) -> RunRecord:
     """The newest repetition of this experiment, or a new one."""
     if request.named is not None:
         return request.named
@@ -168,8 +176,8 @@ def _reaches(done: str | None, wanted: str) -> bool:
 def _refuse_what_does_not_fit(experiment: Experiment) -> None:
     if experiment.sweep is not None:
         raise UserError(
-            f"{experiment.name} has a sweep, and run takes one point at a time: give the values of"
-            " a point with --set, and --set sweep=null"
+            f"{experiment.name} has a sweep: use `latentlm sweep`, or `latentlm run` for one point,"
+            " its values given with --set, and --set sweep=null"
         )
     unready = untrainable(experiment)
     problems = [unready] if unready else cpu_problems(experiment, cluster_resources(experiment))
@@ -177,7 +185,7 @@ def _refuse_what_does_not_fit(experiment: Experiment) -> None:
         raise UserError("; ".join(problems), exit_code=3, report={"fits": False})
 
 
-def _open_parent(tracker: Tracker, record: RunRecord, request: Request) -> TrackedRun:
+def open_parent(tracker: Tracker, record: RunRecord, request: Request) -> TrackedRun:
     """The run's MLflow parent: the same one when the run goes on, so that no history is doubled."""
     if record.run_id and record.tracking_uri == tracker.uri:
         kill_orphans(tracker.uri, [record.run_id])  # children that a dead driver left
@@ -204,7 +212,7 @@ def _open_parent(tracker: Tracker, record: RunRecord, request: Request) -> Track
     return parent
 
 
-def _open_corpus(experiment: Experiment, parent: TrackedRun) -> Splits:
+def open_corpus(experiment: Experiment, parent: TrackedRun) -> Splits:
     """Fetch a named corpus where it is missing, index it, look at a sample of it."""
     corpus = experiment.corpus
     for source in filter(None, (corpus.source, corpus.held_out_source)):
@@ -244,7 +252,7 @@ def _require_held_out(experiment: Experiment, splits: Splits) -> None:
 
 
 @contextlib.contextmanager
-def _ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator[None]:
+def ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator[None]:
     """End the record and its MLflow run as the body ends."""
     status: Ended = "FAILED"
     error = ""
@@ -287,7 +295,7 @@ def _ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM (`latentlm stop`, a batch system) ends a run as Ctrl-C does."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -4,13 +4,13 @@ In: an experiment, neither corpus nor weights. Out: parameters, operations, memo
 CPUs; whether it fits, and where it does not, what to change so that Ray does not wait for ever.
 """
 
-import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from latentlm_platform.arithmetic import (
     ClusterResources,
     cluster_resources,
+    cores,
     cpu_problems,
     demands,
 )
@@ -24,10 +24,8 @@ from latentlm_platform.estimates import (
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key
 from latentlm_platform.experiment_section import DEFAULT_KINDS
-from latentlm_platform.experiment_sweep import sweep_points
-
-CODEC_SECTIONS = {"corpus", "codec", "seed"}
-MODEL_SECTIONS = CODEC_SECTIONS | {"latents", "model", "train"}
+from latentlm_platform.experiment_sweep import stage_of, sweep_points
+from latentlm_platform.trials import CODEC_SECTIONS, MODEL_SECTIONS, distinct, trials_of
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,10 @@ class Plan:
     """Every number of `latentlm plan`; the field names are those of its JSON.
 
     `parameters` is the model alone; FLOPs are of forward and backward; memory, disk and wall-clock
-    are estimates, by part and in total (estimates.py says how); `points`, `codec_trainings` and
-    `model_trainings` count distinct work over a sweep, 1 without one. Where wall-clock is None,
-    `wall_clock_unknown` says why; `untrainable` says why `latentlm run` would refuse.
+    are estimates, by part and in total (estimates.py says how); `points`, `codec_trainings`,
+    `model_trainings` and `sampling_trials` count distinct work over a sweep, 1 without one. Where
+    wall-clock is None, `wall_clock_unknown` says why; `untrainable` says why `latentlm run` would
+    refuse.
     """
 
     key: str
@@ -56,6 +55,7 @@ class Plan:
     points: int
     codec_trainings: int
     model_trainings: int
+    sampling_trials: int
     untrainable: str | None
     problems: tuple[str, ...]
 
@@ -76,13 +76,13 @@ def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None
     disk = disk_bytes(experiment, counted)
     unknown = unknown_pace(experiment)
     seconds = {} if unknown else wall_clock(experiment, counted)
-    points = [point.experiment for point in sweep_points(experiment)]
-    codecs, models = _distinct(points, CODEC_SECTIONS), _distinct(points, MODEL_SECTIONS)
-    seconds = _swept(seconds, codecs=codecs, models=models, points=len(points))
+    work = sweep_work(experiment)
+    at_once = min(experiment.sweep.max_concurrent if experiment.sweep else 1, cores())
+    seconds = _swept(seconds, work, at_once=at_once)
     problems = [
         *cpu_problems(experiment, cluster),
         *_memory_problems(experiment, cluster, memory["total"]),
-        *_disk_problems(cluster, disk["total"] * models),
+        *_disk_problems(cluster, disk["total"] * work.model_trainings),
     ]
     stages = demands(experiment)
     return Plan(
@@ -93,7 +93,7 @@ def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None
         flops_per_step=counted.flops_per_step,
         memory_per_rank_bytes=memory["total"],
         memory_parts_bytes=memory,
-        disk_bytes=disk["total"] * models,
+        disk_bytes=disk["total"] * work.model_trainings,
         disk_parts_bytes=disk,
         wall_clock_s=seconds.get("total"),
         wall_clock_parts_s=seconds,
@@ -104,37 +104,68 @@ def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None
             "cpus_needed": max(stage.cpus for stage in stages),
             "gpus_needed": max(stage.gpus for stage in stages),
         },
-        points=len(points),
-        codec_trainings=codecs,
-        model_trainings=models,
+        **work._asdict(),
         untrainable=untrainable(experiment),
         problems=tuple(problems),
     )
 
 
-def _distinct(points: list[Experiment], sections: set[str]) -> int:
-    """How many of the points differ in these sections: the times a stage has to be done."""
-    dumps = [point.model_dump(mode="json", include=sections) for point in points]
-    return len({json.dumps(dump, sort_keys=True) for dump in dumps})
-
-
 def untrainable(experiment: Experiment) -> str | None:
     """The sentence that `latentlm run` refuses with where it cannot train such a thing yet."""
-    for section, trainable in DEFAULT_KINDS.items():
+    for section, default in DEFAULT_KINDS.items():
         kind = getattr(experiment, section).kind
-        if kind != trainable:
+        trainable = ("latent_lm", "dit") if section == "model" else (default,)
+        if kind not in trainable:
             return (
                 f"{section}.kind = {kind} can be planned but not trained yet;"
-                f" only {section}.kind = {trainable} can"
+                f" only {section}.kind = {' or '.join(trainable)} can"
             )
     return None
 
 
-def _swept(seconds: dict[str, float], *, codecs: int, models: int, points: int) -> dict[str, float]:
+class Work(NamedTuple):
+    """What a sweep really has to do; a sampling trial scores one model at all its CFG scales.
+
+    Of Optuna's draws the most that can be needed.
+    """
+
+    points: int
+    codec_trainings: int
+    model_trainings: int
+    sampling_trials: int
+
+
+def sweep_work(experiment: Experiment) -> Work:
+    """The distinct work of an experiment and its sweep."""
+    search = experiment.sweep.search if experiment.sweep else None
+    if search is not None and search.algorithm == "optuna":
+        stages = {stage_of(path) for path in search.space}
+        codecs = search.samples if "codec" in stages else 1
+        models = search.samples if stages & {"codec", "model"} else 1
+        return Work(search.samples, codecs, models, search.samples)
+    points = sweep_points(experiment)
+    experiments = [point.experiment for point in points]
+    return Work(
+        len(points),
+        distinct(experiments, CODEC_SECTIONS),
+        distinct(experiments, MODEL_SECTIONS),
+        len(trials_of(points)),
+    )
+
+
+def _swept(seconds: dict[str, float], work: Work, *, at_once: int) -> dict[str, float]:
     if not seconds:
         return {}
-    times = {"codec_training": codecs, "encoding": codecs, "model_training": models}
-    parts = {k: v * times.get(k, points) for k, v in seconds.items() if k != "total"}
+    times = {
+        "codec_training": work.codec_trainings,
+        "encoding": work.codec_trainings,
+        "model_training": work.model_trainings,
+    }
+    parts = {
+        stage: each * times.get(stage, work.sampling_trials) / at_once
+        for stage, each in seconds.items()
+        if stage != "total"
+    }
     return {**parts, "total": sum(parts.values())}
 
 
@@ -174,8 +205,11 @@ def plan_table(plan: Plan) -> str:
         *_wall_clock_rows(plan),
     ]
     if plan.points > 1:
-        trainings = f"{plan.codec_trainings} codec and {plan.model_trainings} model trainings"
-        rows.append(("sweep", f"{plan.points} points, {trainings}"))
+        work = (
+            f"{plan.points} points: {plan.codec_trainings} codec trainings, {plan.model_trainings}"
+            f" model trainings, {plan.sampling_trials} sampling trials"
+        )
+        rows.append(("sweep", work))
     if plan.untrainable:
         rows.append(("note", plan.untrainable))
     cluster = plan.resources["cluster"]

@@ -1,18 +1,21 @@
 """Where a result comes from: source commit and difference, packages, hardware.
 
 Everything here is measured on the machine that calls `collect`; nothing fails without git, which
-an installed wheel has not.
+an installed wheel has not. Sources that were submitted to a cluster bring `git.json` instead.
 """
 
+import json
 import platform
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 DIFF_BYTES = 1_000_000
+GIT_FILE = "git.json"
 PACKAGES = (
     "latentlm",
     "torch",
@@ -70,15 +73,35 @@ class Provenance:
         return "\n".join([*lines, *(f"{name}=={v}" for name, v in self.packages.items())]) + "\n"
 
 
-def collect(root: Path) -> Provenance:
-    """Provenance of the source tree at `root` on this machine."""
-    commit = _git(root, "rev-parse", "HEAD").strip() or None
+class GitState(NamedTuple):
+    """The part of a provenance that only a git repository knows."""
+
+    commit: str | None
+    dirty: bool
+    diff: str
+
+
+def collect_git(root: Path) -> GitState:
+    """What git says of the source tree at `root`, or said of it before it was submitted."""
+    carried = root / GIT_FILE
+    if carried.is_file():
+        return GitState(**json.loads(carried.read_text(encoding="utf-8")))
     untracked = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
     changed = _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff")
-    return Provenance(
-        commit=commit,
+    return GitState(
+        commit=_git(root, "rev-parse", "HEAD").strip() or None,
         dirty=bool(changed or untracked),
         diff=_capped(changed, untracked),
+    )
+
+
+def collect(root: Path) -> Provenance:
+    """Provenance of the source tree at `root` on this machine."""
+    git = collect_git(root)
+    return Provenance(
+        commit=git.commit,
+        dirty=git.dirty,
+        diff=git.diff,
         python=platform.python_version(),
         system=platform.platform(),
         packages=_packages(),

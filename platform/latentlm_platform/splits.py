@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -139,3 +139,14 @@ def survey(split: Split) -> tuple[int, list[BadRecord]]:
         seen += len(signals)
         bad += [signal for signal in signals if isinstance(signal, BadRecord)]
     return seen, bad
+
+
+def preprocessing(corpus: Corpus) -> dict[str, Any]:
+    """The settings of a corpus that change its signals or which of them are held out."""
+    names = {"layout", "held_out_fraction", "classes", "image_size", "channels", "max_pixels"}
+    return corpus.model_dump(mode="json", include=names | {"image_column", "label_column"})
+
+
+def corpus_digests(splits: Splits) -> list[str]:
+    """The manifests of what is trained on and what is held out."""
+    return [splits.train.index.digest, splits.held_out.index.digest]

@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,22 @@ from latentlm_platform.codec_scores import latent_health
 from latentlm_platform.codec_training import CodecTraining, train_codec
 from latentlm_platform.encoding import SPLITS, EncodingPass, moments_from
 from latentlm_platform.errors import UserError
-from latentlm_platform.evaluation import Evaluator, cfg_scales
+from latentlm_platform.evaluation import Evaluation, Evaluator, grid_file
+from latentlm_platform.evaluator_pool import EvaluatorPool
 from latentlm_platform.experiment import Corpus, Experiment
 from latentlm_platform.experiment_file import resolved_yaml
-from latentlm_platform.journal import Journal
+from latentlm_platform.experiment_sweep import VARIANT, stage_of
+from latentlm_platform.journal import Entry, Journal
 from latentlm_platform.latent_cache import LatentCache
 from latentlm_platform.model_card import render_model_card
 from latentlm_platform.progress import Bar
-from latentlm_platform.splits import Splits
+from latentlm_platform.splits import Splits, corpus_digests, preprocessing
 from latentlm_platform.tracking import TrackedRun, Tracker
 from latentlm_platform.training import ModelTraining, train_model
 from latentlm_platform.uploading import JournalUploader
 from latentlm_platform.worker_group import WorkerGroup
+
+DEPTH = {"codec": 0, "latents": 1, "model": 1, "evaluation": 2}  # what a stage depends on, counted
 
 
 class Stopped(Exception):
@@ -44,7 +48,12 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class StageContext:
-    """What every stage of one run needs."""
+    """What every stage of one run, or of one trial of a sweep, needs.
+
+    tags are given to every MLflow run that a stage opens, and the values, dotted path → value, that
+    a sweep chose as far as the stage depends on them; on_entry is called with what a step of
+    the model's training has measured.
+    """
 
     experiment: Experiment
     run_key: str
@@ -53,6 +62,10 @@ class StageContext:
     tracker: Tracker
     parent: TrackedRun
     say: Callable[[str], None]
+    evaluators: EvaluatorPool
+    tags: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    on_entry: Callable[[Entry], None] | None = None
 
     def key(self, *parts: Any) -> str:
         """A stage's key: what it depends on, the seed, and which repetition this is."""
@@ -60,12 +73,20 @@ class StageContext:
         return key_of(*parts, self.experiment.seed, repetition)
 
     @contextlib.contextmanager
-    def child(self, kind: str, title: str) -> Iterator[TrackedRun]:
-        """The stage's MLflow run: it ends as the stage ends."""
-        names = {"latentlm.kind": kind, "latentlm.experiment": self.experiment.name}
-        title = f"{self.experiment.name} {title}"
-        run = self.tracker.start_run(title, parent=self.parent, tags=names)
-        run.log_parameters(self.experiment.model_dump(mode="json", exclude={"sweep"}))
+    def child(self, stage: str, title: str, *, key: str) -> Iterator[TrackedRun]:
+        """The MLflow run of a stage's artifact: it ends as the stage ends."""
+        chosen = {p: v for p, v in self.values.items() if DEPTH[stage_of(p)] <= DEPTH[stage]}
+        tags = {
+            "latentlm.kind": stage,
+            "latentlm.key": key,
+            "latentlm.experiment": self.experiment.name,
+            "latentlm.chosen": json.dumps(chosen, ensure_ascii=False),
+        }
+        names = [f"{path.rpartition('.')[2]}={value}" for path, value in chosen.items()]
+        title = " ".join((self.experiment.name, title, *names))
+        run = self.tracker.start_run(title, parent=self.parent, tags=tags | self.tags)
+        parameters = self.experiment.model_dump(mode="json", exclude={"sweep"})
+        run.log_parameters(parameters | {p: v for p, v in chosen.items() if p == VARIANT})
         try:
             yield run
         except (Stopped, KeyboardInterrupt):
@@ -75,12 +96,6 @@ class StageContext:
             run.finish("FAILED")
             raise
         run.finish("FINISHED")
-
-
-def preprocessing(corpus: Corpus) -> dict[str, Any]:
-    """The settings of a corpus that change its signals or which of them are held out."""
-    names = {"layout", "held_out_fraction", "classes", "image_size", "channels", "max_pixels"}
-    return corpus.model_dump(mode="json", include=names | {"image_column", "label_column"})
 
 
 def make_codec(context: StageContext) -> Artifact:
@@ -96,7 +111,7 @@ def make_codec(context: StageContext) -> Artifact:
         artifact = Artifact("codec", key)
         training = CodecTraining(key, experiment, artifact.folder, splits)
         started = time.monotonic()
-        with context.child("codec", "codec") as run:
+        with context.child("codec", "codec", key=key) as run:
             group = replace(_worker_group(experiment, artifact.folder), workers=settings.workers)
             _train(context, run, group, train_codec, training, total=settings.steps, title="codec")
             metrics = json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
@@ -184,11 +199,11 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
             key, experiment, artifact.folder, codec.folder / "codec", cache, context.splits, sizes
         )
         started = time.monotonic()
-        with context.child("model", "model") as run:
+        with context.child("model", "model", key=key) as run:
             run.set_tags(lineage_tags(artifact))
             group = _worker_group(experiment, artifact.folder)
-            total = experiment.train.steps
-            _train(context, run, group, train_model, training, total=total, title="model")
+            how: dict[str, Any] = {"total": experiment.train.steps, "on_entry": context.on_entry}
+            _train(context, run, group, train_model, training, title="model", **how)
             metrics = _last_metrics(training.folder / "journal.jsonl")
             artifact = replace(
                 artifact, metrics=metrics, run_id=run.run_id, seconds=time.monotonic() - started
@@ -212,7 +227,7 @@ def export_model(context: StageContext, training: ModelTraining, artifact: Artif
 
 
 def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
-    """Generate at every CFG scale and score; an MLflow run for each scale."""
+    """Generate at every CFG scale and score."""
     experiment = context.experiment
     sections = [experiment.sample.__dict__, experiment.evaluate.model_dump(mode="json")]
     sections[1].pop("actors")
@@ -222,34 +237,58 @@ def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
             return _reused(context, finished)
         artifact = Artifact("evaluation", key, lineage={"model": model.key, **model.lineage})
         started = time.monotonic()
-        with contextlib.ExitStack() as runs:
-            children = {
-                scale: runs.enter_context(context.child("evaluation", f"cfg {scale:g}"))
-                for scale in cfg_scales(experiment)
-            }
-            evaluator = Evaluator(
-                experiment,
-                export=model.folder / "export",
-                splits=context.splits,
-                folder=artifact.folder,
-            )
-            total = experiment.evaluate.images * len(children)
-            with Bar("evaluation", total=total, unit="image") as bar:
-                result = evaluator.run(on_progress=lambda done, _: bar.reach(done))
-            for run in children.values():
-                run.set_tags(lineage_tags(artifact))
-            for scores in result.scales:
-                _log_scale(context, children[scores.cfg_scale], scores, result.shared)
-            by_scale = {f"{s.cfg_scale:g}": s.metrics for s in result.scales}
-            artifact = replace(
-                artifact,
-                metrics=result.metrics_at(float(experiment.sample.cfg_scale)),
-                facts={"by_cfg_scale": by_scale},
-                run_id=children[float(experiment.sample.cfg_scale)].run_id,
-                seconds=time.monotonic() - started,
-            )
-            artifact.save()
+        evaluator = Evaluator(
+            experiment,
+            export=model.folder / "export",
+            codec=model.lineage["codec"],
+            splits=context.splits,
+            folder=artifact.folder,
+        )
+        total = experiment.evaluate.images * (1 + len(experiment.evaluate.cfg_scales))
+        with Bar("evaluation", total=total, unit="image") as bar:
+            result = evaluator.run(context.evaluators, on_progress=lambda done, _: bar.reach(done))
+        artifact = replace(
+            artifact,
+            metrics=result.metrics_at(float(experiment.sample.cfg_scale)),
+            facts=_facts(result),
+            seconds=time.monotonic() - started,
+        )
+        artifact.save()
         return artifact
+
+
+def _facts(result: Evaluation) -> dict[str, Any]:
+    """By CFG scale, what MLflow is told of an evaluation, also when it is used again."""
+    return {
+        "by_cfg_scale": {f"{s.cfg_scale:g}": result.shared | s.metrics for s in result.scales},
+        "exposure_rows": {f"{s.cfg_scale:g}": s.exposure_rows for s in result.scales},
+    }
+
+
+def log_evaluation(context: StageContext, artifact: Artifact, *, key: str = "") -> str:
+    """An MLflow run for the evaluation at the experiment's CFG scale, with its pictures; its id.
+
+    `key` tells it apart from the other scales of the evaluation.
+    """
+    sampler = context.experiment.sample
+    scale = f"{sampler.cfg_scale:g}"
+    with context.child("evaluation", f"cfg {scale}", key=key or artifact.key) as run:
+        run.set_tags(lineage_tags(artifact))
+        run.log_parameters(
+            {
+                "cfg_scale": sampler.cfg_scale,
+                "solver": sampler.solver,
+                "solver_steps": sampler.steps,
+                "images": context.experiment.evaluate.images,
+            }
+        )
+        run.log_metrics(artifact.facts["by_cfg_scale"][scale])
+        if rows := artifact.facts["exposure_rows"][scale]:
+            run.log_table(rows, "exposure_bias.json")
+        grid = grid_file(artifact.folder, sampler.cfg_scale)
+        run.log_picture(read_png(grid.read_bytes()), "samples", 0)
+        run.log_file(artifact.folder / "samples.csv")
+        return run.run_id
 
 
 def check_initial_weights(experiment: Experiment) -> None:
@@ -268,11 +307,6 @@ def lineage_tags(artifact: Artifact) -> dict[str, str]:
     return {f"latentlm.lineage.{stage}": key for stage, key in artifact.lineage.items()}
 
 
-def corpus_digests(splits: Splits) -> list[str]:
-    """The manifests of what is trained on and what is held out."""
-    return [splits.train.index.digest, splits.held_out.index.digest]
-
-
 def _train(
     context: StageContext,
     run: TrackedRun,
@@ -282,13 +316,14 @@ def _train(
     *,
     total: int,
     title: str,
+    on_entry: Callable[[Entry], None] | None = None,
 ) -> None:
     """Run a group of workers with a bar, the journal's upload and the sample pictures."""
     group.folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(group.folder / "journal.jsonl")
     uploader = JournalUploader(journal, run)
     uploader.start()
-    follower = _Follower(journal, group.folder / "pictures", run)
+    follower = _Follower(journal, group.folder / "pictures", run, on_entry)
     try:
         with Bar(title, total=total, unit="step") as bar:
             job = {"training": training, "folder": str(group.folder)}
@@ -303,8 +338,14 @@ def _train(
 class _Follower:
     """Reads a training's journal and pictures for the bar and for MLflow."""
 
-    def __init__(self, journal: Journal, pictures: Path, run: TrackedRun) -> None:
-        self.journal, self.pictures, self.run = journal, pictures, run
+    def __init__(
+        self,
+        journal: Journal,
+        pictures: Path,
+        run: TrackedRun,
+        on_entry: Callable[[Entry], None] | None,
+    ) -> None:
+        self.journal, self.pictures, self.run, self.on_entry = journal, pictures, run, on_entry
         self.offset = self.step = 0
         self.notes: dict[str, float] = {}
         self.shown: set[str] = set()  # a resumed stage shows them again, in its own MLflow run
@@ -314,6 +355,8 @@ class _Follower:
         for entry in entries:
             self.step = entry.step
             self.notes |= entry.metrics
+            if self.on_entry is not None:
+                self.on_entry(entry)
         if self.notes:
             rate = f"{self.notes.get('images_per_s', 0):.0f} images/s"
             bar.reach(self.step, note=f"loss {self.notes.get('loss', 0):.4f}, {rate}")
@@ -378,22 +421,3 @@ def _last_metrics(journal: Path) -> dict[str, float]:
     if speeds:
         metrics["images_per_s_median"] = float(np.median(speeds))
     return metrics
-
-
-def _log_scale(
-    context: StageContext, run: TrackedRun, scores: Any, shared: dict[str, float]
-) -> None:
-    sampler = context.experiment.sample
-    run.log_parameters(
-        {
-            "cfg_scale": scores.cfg_scale,
-            "solver": sampler.solver,
-            "solver_steps": sampler.steps,
-            "images": context.experiment.evaluate.images,
-        }
-    )
-    run.log_metrics(shared | scores.metrics)
-    if scores.exposure_rows:
-        run.log_table(scores.exposure_rows, "exposure_bias.json")
-    run.log_picture(read_png(scores.grid.read_bytes()), "samples", 0)
-    run.log_file(scores.grid.parent / "samples.csv")

@@ -220,6 +220,17 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
         return TrackedRun(self, run_id)
 
+    def kill_left(self, tags: dict[str, str]) -> None:
+        """Mark runs with these tags KILLED that still read RUNNING though nobody works at them."""
+        chosen = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+
+        def kill() -> None:
+            query = " and ".join((*chosen, "attributes.status = 'RUNNING'"))
+            for run in self.client.search_runs([self.experiment_id], query):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+        self.outbox.send("runs left over", kill)
+
     def close(self, timeout_s: float = 60.0) -> str | None:
         """Write what waits; one sentence about what was not written, None when all was."""
         waiting = self.outbox.flush(timeout_s)

@@ -71,7 +71,7 @@ class ModelTraining:
         streamed = self.experiment.latents.mode == "streamed"
         sizes = self.splits.train.chunk_sizes if streamed else self.cached_sizes["train"]
         window = self.experiment.corpus.shuffle_window_chunks
-        return SampleOrder(sizes, seed=self.experiment.seed, window_chunks=window)
+        return SampleOrder(sizes, seed=self.experiment.model_seed, window_chunks=window)
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class ModelWorker:
         self.step = self._restore()
 
     def _start_engine(self) -> ZeroEngine:
-        torch.manual_seed(self.experiment.seed)
+        torch.manual_seed(self.experiment.model_seed)
         model = build_model(self.experiment.model_settings())
-        model.backbone.recompute = self.train.activation_checkpointing
+        model.recompute_activations(self.train.activation_checkpointing)
         if self.experiment.model.initial_weights is not None:
             load_weights(model, Path(self.experiment.model.initial_weights))
         dtype = autocast_dtype(self.train.precision, self.device)
@@ -175,7 +175,7 @@ class ModelWorker:
             share=self.share,
             first_step=self.step,
             stop_step=self.train.steps,
-            seed=self.experiment.seed,
+            seed=self.experiment.model_seed,
             flip=self.experiment.corpus.flip,
             readers=self.experiment.corpus.readers,
         )
@@ -197,7 +197,7 @@ class ModelWorker:
             if name in arrays
         }
         noise = RowNoise(
-            seed=self.experiment.seed, ids_B=tensors["ids"], epochs_B=tensors["epochs"]
+            seed=self.experiment.model_seed, ids_B=tensors["ids"], epochs_B=tensors["epochs"]
         )
         posterior = LatentPosterior(tensors["mean"], tensors.get("std"))
         latents_BNZ = self.codec.normalise(self.codec.draw(posterior, noise=noise))
@@ -286,7 +286,7 @@ class ModelWorker:
         classes = min(SHOWN_CLASSES, self.experiment.corpus.classes)
         labels_B = torch.arange(classes, device=self.device).repeat(SHOWN_ROWS)
         ids_B = torch.arange(len(labels_B), device=self.device)
-        noise = RowNoise(seed=self.experiment.seed, ids_B=ids_B, epochs_B=VALIDATION_EPOCH)
+        noise = RowNoise(seed=self.experiment.model_seed, ids_B=ids_B, epochs_B=VALIDATION_EPOCH)
         sampler = self.experiment.sample
         latents_BNZ = sample_latents(
             self.engine.engine.module.model,
@@ -306,7 +306,7 @@ class ModelWorker:
 
     def _held_out(self) -> Iterator[LatentBatch]:
         sizes = self.training.cached_sizes["held_out"]
-        order = SampleOrder(sizes, seed=self.experiment.seed, window_chunks=len(sizes))
+        order = SampleOrder(sizes, seed=self.experiment.model_seed, window_chunks=len(sizes))
         usable = min(self.train.validation_items, order.epoch_length)
         share = usable // self.workers
         start, size = self.rank * share, self.share.micro_batch_size

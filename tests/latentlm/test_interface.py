@@ -25,8 +25,9 @@ def picture(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (8, 8, 1)).astype(np.uint8)
 
 
-def test_classes_in_pictures_out_and_rows_are_seeded_alone(tmp_path: Path) -> None:
-    loaded = load(tmp_path, "classes")
+@pytest.mark.parametrize("kind", ["classes", "dit"])
+def test_classes_in_pictures_out_and_rows_are_seeded_alone(tmp_path: Path, kind: str) -> None:
+    loaded = load(tmp_path, kind)
     found = loaded.generate([[2], [0], [2]], sampler=FAST, seed=5)
     assert [[part.shape for part in row] for row in found] == [[(8, 8, 1)]] * 3  # type: ignore
     alone = loaded.generate([[2], [0]], sampler=FAST, seed=5)
@@ -34,6 +35,20 @@ def test_classes_in_pictures_out_and_rows_are_seeded_alone(tmp_path: Path) -> No
     assert not np.array_equal(found[0][0], found[2][0])
     other = loaded.generate([[2]], sampler=FAST, seed=6)
     assert not np.array_equal(found[0][0], other[0][0])
+
+
+def test_a_dit_is_guided_by_row_and_cannot_stream(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "dit")
+    plain, guided = (
+        loaded.generate([[2], [2]], sampler=FAST, cfg_scales=scales)
+        for scales in ([1.0, 1.0], [1.0, 4.0])
+    )
+    np.testing.assert_array_equal(plain[0][0], guided[0][0])
+    assert not np.array_equal(plain[1][0], guided[1][0])
+    with pytest.raises(ValueError, match="a dit gives a picture's latents at once"):
+        loaded.generate([[2]], sampler=FAST, on_step=lambda step: None)
+    with pytest.raises(ValueError, match="1 labels came with 2 guidance scales"):
+        loaded.generate([[2]], sampler=FAST, cfg_scales=[1.0, 2.0])
 
 
 def test_text_and_pictures_in_and_out(tmp_path: Path) -> None:
@@ -81,6 +96,8 @@ def test_text_in_sound_out_while_it_is_drawn(tmp_path: Path) -> None:
         ("text", "a cat", "a prompt is a list of parts, not 'a cat'"),
         ("classes", 0, "a prompt is a list of parts, not '0'"),
         ("classes", [1, 2], "2 class labels came for one picture"),
+        ("dit", [picture()], "this model knows class labels only, not 'a signal'"),
+        ("dit", [3], "3 is not a class; this model knows 0 to 2"),
         ("text", [np.zeros((8, 8, 1), np.float32)], "is neither a picture (uint8"),
         ("text", [1], "1 is a class label, but this model reads text"),
         ("text", [np.zeros((9, 9, 1), np.uint8)], "(1, 9, 9), but this codec was built for"),

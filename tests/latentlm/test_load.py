@@ -14,7 +14,7 @@ import latentlm
 from latentlm.catalogue import build_codec, build_model
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.load import load, load_codec, load_weights, save_codec, save_export
-from latentlm.models import LatentLM
+from latentlm.models import DiT, LatentLM
 from latentlm.sequence import class_conditional
 from latentlm.settings import (
     DiagonalGaussianVariance,
@@ -99,6 +99,23 @@ def test_speech_settings_come_back_as_they_were(tmp_path: Path) -> None:
     loaded = load(make_export(tmp_path, "speech"))
     assert loaded.codec.settings == SPEECH
     assert loaded.vocabulary is not None
+
+
+def test_a_dit_comes_back_whole_and_says_what_does_not_fit(tmp_path: Path) -> None:
+    export = make_export(tmp_path, "dit")
+    model = load(export).model
+    assert isinstance(model, DiT)
+    other = build_model(model.settings)
+    load_weights(other, export)
+    wanted = model.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in other.state_dict().items())
+    for change in ({"latent_width": 8}, {"classes": 10}, {"depth": 3}, {"width": 32}):
+        ((name, size),) = change.items()
+        sentence = f"checkpoint has {name} {getattr(model.settings, name)}, settings say {size}"
+        with pytest.raises(ValueError, match=sentence):
+            load_weights(build_model(dataclasses.replace(model.settings, **change)), export)
+    with pytest.raises(ValueError, match="it lacks backbone"):
+        load_weights(build_model(dataclasses.replace(MODEL, classes=3)), export)
 
 
 def test_weights_of_an_export_start_another_model(export: Path) -> None:

@@ -30,7 +30,9 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def actor(export: Path) -> EvaluatorActor:
-    return EvaluatorActor(export, extractor="efficientnet_lite0", feature_size=32)
+    actor = EvaluatorActor(extractor="efficientnet_lite0", feature_size=32)
+    actor.use_export(export)
+    return actor
 
 
 def exposed(actor: EvaluatorActor, rows: slice) -> dict[float, Any]:

@@ -145,7 +145,7 @@ def test_each_mistake_alone_is_found_as_well(whole: Path) -> None:
         ("train=3", "train = 3 is not a section"),
         ("name=a/b", "name = \"a/b\" does not fit"),
         ("steps=3", "steps is not a key of an experiment; steps belongs in codec.training or"),
-        ("train.seed=3", "seed belongs at the top of the file"),
+        ("train.name=x", "name belongs at the top of the file"),
         ("train.num_steps=3", "train.num_steps is not a key of train"),
         ("train.batch-size=3", "did you mean batch_size?"),
         ("extends=[a.yaml]", "extends cannot be set"),

@@ -130,8 +130,9 @@ def test_a_sweep_counts_distinct_trainings() -> None:
     )
     plan = make_plan(experiment(grid), cluster=cluster(8))
     assert (plan.points, plan.codec_trainings, plan.model_trainings) == (24, 2, 6)
+    assert plan.sampling_trials == 12
     sampler = make_plan(experiment("sweep={grid: {sample.steps: [5, 9]}}"), cluster=cluster(8))
-    assert (sampler.points, sampler.codec_trainings, sampler.model_trainings) == (2, 1, 1)
+    assert (sampler.points, sampler.codec_trainings, sampler.model_trainings) == (8, 1, 1)
     assert make_plan(experiment(), cluster=cluster(8)).points == 1
 
 
@@ -197,7 +198,7 @@ def test_every_shipped_experiment_is_planned_whole_though_it_does_not_fit(path: 
 
 def test_a_track_that_cannot_be_trained_ends_before_anything_starts(tmp_path: Path) -> None:
     for name, words in [
-        ("image/scaling/dit_xl", "model.kind = dit can be planned but not trained yet; only"),
+        ("speech/tts_15hz", "corpus.kind = transcribed_speech can be planned but not trained yet"),
         ("multimodal/vq_mllm", "corpus.kind = multimodal_mixture can be planned"),
     ]:
         done = command("run", str(EXPERIMENTS / f"{name}.yaml"), home=tmp_path)
@@ -207,6 +208,7 @@ def test_a_track_that_cannot_be_trained_ends_before_anything_starts(tmp_path: Pa
         assert not list(tmp_path.glob("mlflow*"))
     assert untrainable(experiment()) is None
     assert untrainable(experiment("train.optimizer.schedule_steps=9000")) is None
+    assert untrainable(load_experiment(EXPERIMENTS / "image" / "scaling" / "dit_xl.yaml")) is None
 
 
 def test_planning_beyond_this_machine_exits_3_and_says_everything(tmp_path: Path) -> None:

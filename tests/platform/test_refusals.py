@@ -15,7 +15,7 @@ def test_a_sweep_is_not_run_as_its_base(
 ) -> None:
     monkeypatch.setenv("LATENTLM_HOME", str(tmp_path))
     assert cli.main(["run", str(EXPERIMENTS / "image" / "collapse.yaml")]) == 2
-    assert "has a sweep, and run takes one point at a time" in capfd.readouterr().err
+    assert "has a sweep: use `latentlm sweep`" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

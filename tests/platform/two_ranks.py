@@ -1,4 +1,4 @@
-"""What `test_modalities_on_two_ranks` runs as a process of its own: one rank of a text model."""
+"""What `test_modalities_on_two_ranks` runs as a process of its own: one rank of a model."""
 
 import json
 import sys
@@ -6,10 +6,11 @@ import sys
 import torch
 import torch.distributed as dist
 
-from latentlm.models import LatentLM, find_targets
+from latentlm.catalogue import build_model
+from latentlm.models import find_targets
 from latentlm.randomness import RowNoise
-from latentlm.sequence import Document, pack
-from latentlm.settings import HeadSettings, LatentLMSettings
+from latentlm.sequence import Document, PackedBatch, class_conditional, pack
+from latentlm.settings import DiTSettings, HeadSettings, LatentLMSettings
 from latentlm_platform.experiment import Optimizer
 from latentlm_platform.losses import StepSums, loss_means, shares
 from latentlm_platform.zero import ZeroEngine
@@ -27,16 +28,32 @@ SETTINGS = LatentLMSettings(
     stop="continue",
     head=HeadSettings(depth=2, ffn_width=64),
 )
+DIT = DiTSettings(
+    classes=3, latent_count=4, latent_width=4, width=32, depth=2, heads=4, ffn_width=64
+)
 WEIGHTS = (2.0, 1.0, 0.5)
 STEPS = 6
 
 
-def train(stage: int, *, recompute: bool) -> list[dict[str, float]]:
-    """Losses by step; rank 0 of two sees only words, rank 1 only latents, one rank both."""
+def words_or_latents(mine: list[int]) -> PackedBatch:
+    """Document 0 has only words, document 1 only latents."""
+    documents: list[Document] = [TEXT_ONLY, LATENT_ONLY]
+    return pack([documents[n] for n in mine], length=10, latent_width=4)
+
+
+def images(mine: list[int]) -> PackedBatch:
+    """Image n is of class n."""
+    generator = torch.Generator().manual_seed(1)
+    return class_conditional(torch.randn(2, 4, 4, generator=generator)[mine], torch.tensor(mine))
+
+
+def train(stage: int, *, recompute: bool, dit: bool) -> list[dict[str, float]]:
+    """Losses by step; rank 0 of two sees row 0, rank 1 row 1, one rank both."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    model = LatentLM(SETTINGS)
-    model.backbone.recompute = recompute
+    settings = DIT if dit else SETTINGS
+    model = build_model(settings)
+    model.recompute_activations(recompute)
     engine = ZeroEngine(
         model,
         optimizer=Optimizer(learning_rate=1e-2, warmup_steps=0),
@@ -45,13 +62,12 @@ def train(stage: int, *, recompute: bool) -> list[dict[str, float]]:
         accumulation=1,
         ema_decay=0.9,
     )
-    documents: list[Document] = [TEXT_ONLY, LATENT_ONLY]
     mine = [0, 1] if ranks == 1 else [rank]
     losses = []
     for step in range(STEPS):
-        batch = pack([documents[n] for n in mine], length=10, latent_width=4)
+        batch = images(mine) if dit else words_or_latents(mine)
         noise = RowNoise(seed=0, ids_B=torch.tensor(mine), epochs_B=step)
-        targets = find_targets(batch, SETTINGS, noise=noise, condition_dropout=0.0)
+        targets = find_targets(batch, settings, noise=noise, condition_dropout=0.0)
         counts = targets.counts_3(4)
         dist.all_reduce(counts)
         terms = engine(batch, targets, noise=noise, timesteps_per_token=4)
@@ -68,7 +84,7 @@ def train(stage: int, *, recompute: bool) -> list[dict[str, float]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found = [train(int(case[0]), recompute=case.endswith("r")) for case in sys.argv[1:]]
+    found = [train(int(case[0]), recompute="r" in case, dit="d" in case) for case in sys.argv[1:]]
     if dist.get_rank() == 0:
         print("LOSSES " + json.dumps(found), flush=True)
     dist.barrier()

@@ -1,20 +1,24 @@
-"""Every run on this machine, newest first.
+"""Every run on this machine, or every job on a cluster, newest first.
 
 latentlm list
-latentlm list --json -
+latentlm list --address http://head:8265 --json -
 """
 
 import argparse
 from datetime import datetime
 
 from latentlm_platform.commands import Result
+from latentlm_platform.commands.addressed import add_address, list_jobs
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=50, help="show at most this many (default 50)")
+    add_address(parser)
 
 
 def execute(arguments: argparse.Namespace) -> Result:
+    if arguments.address is not None:
+        return list_jobs(arguments)
     from latentlm_platform.runs import read_runs, reap
 
     reap()

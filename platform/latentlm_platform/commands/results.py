@@ -15,13 +15,13 @@ VIEW = "cfg_scale"
 def perform(request: Request) -> Result:
     """Execute, apply the comparison views, print what came out."""
     record = execute(request)
-    record = record.changed(links=_links(request, record))
+    record = record.changed(links=mlflow_links(request, record))
     print(results_table(record))
     print(next_steps(request, record))
     return Result(run_report(record))
 
 
-def _links(request: Request, record: RunRecord) -> dict[str, str]:
+def mlflow_links(request: Request, record: RunRecord) -> dict[str, str]:
     """Links into MLflow; the views are applied on the way. Tracking never fails a run."""
     from latentlm_dashboards import apply_views, view_names
 

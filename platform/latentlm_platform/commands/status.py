@@ -1,19 +1,24 @@
 """How far a run is: its status, its stage, and the last values of what it measures.
 
 latentlm status quickstart
+latentlm status quickstart --address http://head:8265
 """
 
 import argparse
 from typing import Any
 
 from latentlm_platform.commands import Result
+from latentlm_platform.commands.addressed import add_address, show_status
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="key, start of a key, or name")
+    add_address(parser)
 
 
 def execute(arguments: argparse.Namespace) -> Result:
+    if arguments.address is not None:
+        return show_status(arguments)
     from latentlm_platform.runs import find_run, now_s, reap
 
     reap()

@@ -1,6 +1,7 @@
 """End a run cleanly: the step in progress is finished and a checkpoint is saved.
 
     latentlm stop 3f2a
+    latentlm stop quickstart --address http://head:8265
 
 The run then reads KILLED, here and in MLflow, and `latentlm resume` goes on with it.
 """
@@ -9,15 +10,19 @@ import argparse
 import time
 
 from latentlm_platform.commands import Result
+from latentlm_platform.commands.addressed import add_address, stop_job
 
 TIMEOUT_S = 180.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="key, start of a key, or name")
+    add_address(parser)
 
 
 def execute(arguments: argparse.Namespace) -> Result:
+    if arguments.address is not None:
+        return stop_job(arguments)
     import os
     import signal
     import socket
