@@ -53,9 +53,9 @@ def sample_latents(
             progress=progress,
         )
     if isinstance(model, CodeLM):
-        how = text or TextSamplerSettings()
+        text = text or TextSamplerSettings()
         return _sample_codes(
-            model, labels_B, scales_B=cfg_scales_B, sampler=sampler, text=how, noise=noise
+            model, labels_B, scales_B=cfg_scales_B, sampler=sampler, text=text, noise=noise
         )
     settings = model.settings
     if settings.vocabulary is not None or settings.latent_count is None:

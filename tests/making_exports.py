@@ -1,4 +1,4 @@
-"""Small exports with random weights: pictures by class, by LatentLM and DiT, text, speech."""
+"""Small exports with random weights: pictures by class of every model, text, speech."""
 
 import base64
 from pathlib import Path
@@ -7,9 +7,11 @@ import torch
 
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.codec.speech_conv import SpeechConvCodec
+from latentlm.codec.vector_quantized import VectorQuantizedCodec
 from latentlm.load import save_export
-from latentlm.models import DiT, LatentLM
+from latentlm.models import CodeLM, DiT, LatentLM
 from latentlm.settings import (
+    CodeLMSettings,
     DiTSettings,
     HalfNormalVariance,
     HeadSettings,
@@ -17,6 +19,7 @@ from latentlm.settings import (
     LatentLMSettings,
     SpeechCodecSettings,
     TransformerSettings,
+    VectorQuantizedSettings,
 )
 from latentlm.vocabulary import Vocabulary
 
@@ -61,8 +64,33 @@ def make_dit() -> DiT:
     return model
 
 
+CODES = VectorQuantizedSettings(
+    image_size=8,
+    channels=1,
+    codebook_size=13,
+    code_width=4,
+    latent_width=8,
+    width=8,
+    width_factors=(1, 1, 2),
+    blocks=1,
+)
+
+
+def make_code_export(export: Path) -> Path:
+    """An export of a model of three classes whose images are 4 codes of 13."""
+    torch.manual_seed(0)
+    settings = CodeLMSettings(
+        classes=3, codes=13, latent_count=4, width=16, depth=2, heads=2, ffn_width=24
+    )
+    model, codec = CodeLM(settings), VectorQuantizedCodec(CODES)
+    save_export(export, model=model, codec=codec, metadata={"key": "codes"})
+    return export
+
+
 def make_export(folder: Path, kind: str) -> Path:
-    """An export of `kind` classes, dit, text or speech; nothing is zero, so that all of it acts."""
+    """An export of `kind` classes, dit, codes, text or speech; nothing in it is zero."""
+    if kind == "codes":
+        return make_code_export(folder / kind)
     torch.manual_seed(0)
     codec = SpeechConvCodec(SPEECH) if kind == "speech" else ImageViTCodec(IMAGES)
     with torch.no_grad():  # weights at which signals and latents differ visibly

@@ -5,6 +5,7 @@ sections. `model_notes` stands for what the official code says where the paper i
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,22 @@ from latentlm.catalogue import AnyCodec, AnyModel, build_codec, build_model
 from latentlm_platform.estimates import counts
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import load_experiment
+from latentlm_platform.experiment_sweep import sweep_points
 from latentlm_platform.plan import untrainable
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 WITHIN = 0.01
 
 
+@cache
 def experiment(name: str) -> Experiment:
-    return load_experiment(EXPERIMENTS / f"{name}.yaml")
+    """The experiment of a file; `FILE@VARIANT` is the first point of that variant of its sweep."""
+    file, _, variant = name.partition("@")
+    loaded = load_experiment(EXPERIMENTS / f"{file}.yaml")
+    if not variant:
+        return loaded
+    points = sweep_points(loaded)
+    return next(one.experiment for one in points if one.values["variant"] == variant)
 
 
 def model_of(name: str) -> AnyModel:
@@ -62,7 +71,7 @@ def stated(count: int, millions: float) -> bool:
         ("image/resolution_384", 1820),  # §3.1.2
         ("image/latentlm_l", 479),  # Table 1
         ("image/latentlm_l_released", 495.2),  # the official code's, counted in model_notes
-        ("image/tokenizer_latentlm", 455),
+        ("image/sweeps/paper/sigma_cfg@latentlm", 455),
     ],
 )
 def test_latent_lm_has_the_stated_size(name: str, millions: float) -> None:
@@ -76,7 +85,7 @@ def test_latent_lm_has_the_stated_size(name: str, millions: float) -> None:
         ("image/scaling/dit_large", 1028.3),
         ("image/scaling/dit_xl", 1824.0),
         ("image/scaling/dit_3b", 3787.4),  # not 3.68B: 8/3 d leaves this one 3 % above LatentLM
-        ("image/tokenizer_dit", 454.3),
+        ("image/sweeps/paper/sigma_cfg@dit", 454.3),
         ("image/throughput/dit_9b", 9719),  # ours, by the same rule: nobody states them
         ("image/throughput/dit_18b", 18959),
     ],
@@ -256,8 +265,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "image/resolution_384": {
         **scaling(TABLE_7["xl"], dit=False), "corpus.image_size": 384, "train.steps": 100_000,
     },
-    "image/tokenizer_latentlm": appendix_b(dit=False),
-    "image/tokenizer_dit": appendix_b(dit=True),
+    "image/sweeps/paper/sigma_cfg@latentlm": appendix_b(dit=False),
+    "image/sweeps/paper/sigma_cfg@dit": appendix_b(dit=True),
     "multimodal/latentlm": {**MULTIMODAL, **IMAGE_CODEC, "model.head.depth": 6},
     "multimodal/vq_mllm": {
         **MULTIMODAL,
@@ -280,6 +289,39 @@ RECIPES: dict[str, dict[str, Any]] = {
         for kind in ("latentlm", "dit")
     },
 }  # fmt: skip
+EXTENDED = {  # a sweep: the file whose recipe it keeps, but for what it varies
+    "image/sweeps/paper/cfg": "image/latentlm_l",
+    "image/sweeps/paper/gqa": "image/scaling/latentlm_xl",
+    "image/sweeps/paper/head_depth": "image/latentlm_l",
+    "image/sweeps/paper/prediction_solver": "image/scaling/latentlm_medium",
+    "image/sweeps/paper/resolution": "image/scaling/latentlm_xl",
+    "image/sweeps/paper/size": "image/scaling/latentlm_medium",
+    "image/sweeps/paper/steps": "image/latentlm_l",
+    "image/sweeps/paper/timesteps_per_token": "image/scaling/latentlm_medium",
+    "multimodal/sweeps/alpha": "multimodal/latentlm",
+    "multimodal/sweeps/tokens": "multimodal/latentlm",
+    "speech/sweeps/cfg": "speech/tts_15hz",
+    "speech/sweeps/compression": "speech/tts_12_layers_1600x_16d",
+    "speech/sweeps/steps": "speech/tts_15hz",
+}
+MODELS_OF_FIGURE_8 = {"latentlm": "multimodal/latentlm", "vq_mllm": "multimodal/vq_mllm"}
+TOLD = ("name", "question", "reproduces", "sweep")  # of an experiment, not of what it computes
+SAME = {  # a variant: the file that it has to be equal to
+    **{
+        f"image/sweeps/paper/size@{name}": f"image/scaling/{name}"
+        for name in (f"{kind}_{size}" for kind in ("latentlm", "dit") for size in TABLE_7)
+    },
+    "image/sweeps/paper/resolution@latentlm_xl": "image/scaling/latentlm_xl",
+    "image/sweeps/paper/resolution@resolution_384": "image/resolution_384",
+    **{
+        f"speech/sweeps/compression@{name}": f"speech/{name}"
+        for name in (f"tts_12_layers_{one}" for one in ("640x_16d", "1600x_16d", "1600x_32d"))
+    },
+}
+
+
+def computed(one: Experiment) -> dict[str, Any]:
+    return one.model_dump(mode="json", exclude=set(TOLD))
 
 
 def value_at(one: Experiment, path: str) -> Any:
@@ -300,13 +342,46 @@ def test_the_recipe_is_the_papers(name: str) -> None:
     assert not differing
 
 
+@pytest.mark.parametrize("name", EXTENDED)
+def test_a_sweep_varies_nothing_but_what_it_lists(name: str) -> None:
+    assert computed(experiment(name)) == computed(experiment(EXTENDED[name]))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_variant_is_the_file_of_its_name(name: str) -> None:
+    assert computed(experiment(name)) == computed(experiment(SAME[name]))
+
+
+def test_every_variant_at_paper_scale_is_held_against_a_file_or_a_recipe() -> None:
+    held = {*RECIPES, *SAME, *(f"multimodal/sweeps/tokens@{name}" for name in MODELS_OF_FIGURE_8)}
+    for name in EXTENDED.keys() | {"image/sweeps/paper/sigma_cfg"}:
+        sweep = experiment(name).sweep
+        assert sweep is not None
+        assert {f"{name}@{variant}" for variant in sweep.variants} <= held
+
+
+@pytest.mark.parametrize(("variant", "file"), MODELS_OF_FIGURE_8.items())
+def test_token_counts_are_points_of_one_training_of_the_file(variant: str, file: str) -> None:
+    loaded, whole = experiment("multimodal/sweeps/tokens"), computed(experiment(file))
+    points = [p for p in sweep_points(loaded) if p.values["variant"] == variant]
+    tokens_per_step = 4 * 2**20
+    billions = [p.experiment.train.steps * tokens_per_step / 1e9 for p in points]
+    assert [round(count) for count in billions] == [52, 105, 157, 210]
+    for point in points:
+        found = computed(point.experiment)
+        found["train"]["steps"] = whole["train"]["steps"]
+        assert found == whole
+    assert points[-1].experiment.train.steps == whole["train"]["steps"]
+
+
 def test_every_paper_scale_experiment_has_a_recipe_here() -> None:
     names = {
         str(path.relative_to(EXPERIMENTS).with_suffix(""))
         for path in EXPERIMENTS.rglob("*.yaml")
         if "shared" not in path.parts and path.name != "recorded.yaml"
     }
-    assert {name for name in names if experiment(name).train.gpus_per_worker} == set(RECIPES)
+    held = {name.partition("@")[0] for name in RECIPES} | EXTENDED.keys()
+    assert {name for name in names if experiment(name).train.gpus_per_worker} == held
 
 
 @pytest.mark.parametrize(
@@ -314,7 +389,7 @@ def test_every_paper_scale_experiment_has_a_recipe_here() -> None:
     [
         ("image/latentlm_l", 250_000, 2048, 400),  # §3.1.1: "about 400"
         ("image/scaling/latentlm_xl", 75_000, 2048, 120),  # §3.1.2: "approximately 120"
-        ("image/tokenizer_dit", 200_000, 256, 40),  # App. B: "approximately 40"
+        ("image/sweeps/paper/sigma_cfg@dit", 200_000, 256, 40),  # App. B: "approximately 40"
     ],
 )
 def test_steps_and_batch_make_the_stated_epochs(
@@ -340,11 +415,16 @@ def test_the_codec_is_trained_for_200_epochs_and_latents_come_at_the_stated_rate
 
 
 def test_what_is_swept_for_figure_6() -> None:
-    for name in ("image/tokenizer_latentlm", "image/tokenizer_dit"):
-        sweep = experiment(name).sweep
-        assert sweep is not None
-        assert set(sweep.grid) == {"codec.variance.sigma", "sample.cfg_scale"}
-        assert 1.0 in sweep.grid["sample.cfg_scale"]
+    loaded = experiment("image/sweeps/paper/sigma_cfg")
+    assert loaded.sweep is not None
+    assert set(loaded.sweep.grid) == {"codec", "sample.cfg_scale"}
+    assert 1.0 in loaded.sweep.grid["sample.cfg_scale"]
+    points = sweep_points(loaded)
+    beta: dict[str, set[float]] = {"fixed": set(), "diagonal_gaussian": set()}
+    for point in points:
+        codec: Any = point.experiment.codec
+        beta[codec.variance.kind].add(codec.training.objective.beta)
+    assert beta == {"fixed": {1e-2}, "diagonal_gaussian": {1e-6}}  # LDM's for its own, the stars
 
 
 def test_what_cannot_be_trained_yet_says_so() -> None:

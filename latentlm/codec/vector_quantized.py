@@ -2,10 +2,13 @@
 
 In: signals (B, C, Y, X) in [-1, 1]. Out: N ids of the codebook for an image, in raster order, and
 signals again. As a `Codec` its latents are the ids themselves, one number each: nothing is drawn
-and nothing to normalise. In shapes, E is the width of a code, V the number of codes, W channels of a map. With
-the default settings it has VQ-16's 71.9M parameters (the released codec is called 72M).
+and nothing to normalise. In shapes, E is the width of a code, V the number of codes, W channels of
+a map. With the default settings it has VQ-16's 71.9M parameters (the released codec is called 72M).
 """
 
+import hashlib
+import json
+from dataclasses import asdict
 from math import gcd
 from typing import NamedTuple
 
@@ -228,6 +231,16 @@ class VectorQuantizedCodec(nn.Module):
     def _decode(self, codes_BNE: Tensor) -> Tensor:
         side = self.settings.image_size // self.settings.patch_size
         return self.decoder(codes_BNE.transpose(1, 2).unflatten(2, (side, side)))
+
+
+def codes_digest(codec: VectorQuantizedCodec) -> str:
+    """SHA-256 of all that ids depend on: encoder, codebook and settings, not the decoder."""
+    digest = hashlib.sha256(json.dumps(asdict(codec.settings), sort_keys=True).encode())
+    for part in (codec.encoder, codec.codebook):
+        for name, weight in sorted(part.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def count_codes(ids: Tensor, *, codebook_size: int) -> Tensor:

@@ -92,6 +92,16 @@ class ImageCodecSettings:
         """Latents per image."""
         return self.latents_per_side**2
 
+    @property
+    def posterior_width(self) -> int:
+        """Numbers in the mean of one latent."""
+        return self.latent_width
+
+    @property
+    def predicts_std(self) -> bool:
+        """Whether posteriors have deviations of their own."""
+        return self.variance.kind == "diagonal_gaussian"
+
     def problems(self) -> Iterator[Problem]:
         yield from positive(self, "patch_size", "latent_width")
         yield from divides("patch_size", self.patch_size, "corpus.image_size", self.image_size)
@@ -167,6 +177,16 @@ class VectorQuantizedSettings:
     def latent_count(self) -> int:
         """Codes per image."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def posterior_width(self) -> int:
+        """A latent is one number, the id of its code."""
+        return 1
+
+    @property
+    def predicts_std(self) -> bool:
+        """Ids are certain."""
+        return False
 
     def problems(self) -> Iterator[Problem]:
         yield from positive(self, "codebook_size", "code_width", "latent_width", "width", "blocks")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.codec.sigma import LatentMoments
+from latentlm.codec.vector_quantized import VectorQuantizedCodec, codebook_use, count_codes
 from latentlm.media import encode_png, tile_images
 from latentlm.metrics.reconstruction import psnr, ssim
 from latentlm.metrics.variance_collapse import channel_variance
@@ -26,7 +27,40 @@ COLLAPSED_STD = 0.1  # of μ over the corpus; a channel below it hardly says any
 
 
 @torch.no_grad()
-def score_codec(codec: ImageViTCodec, held_out: Split, *, folder: Path) -> None:
+def score_codec(
+    codec: ImageViTCodec | VectorQuantizedCodec, held_out: Split, *, folder: Path
+) -> None:
+    """Write `scores.json` (flat metrics), `reconstructions.png` and what the codec's kind has."""
+    if isinstance(codec, VectorQuantizedCodec):
+        score_codes(codec, held_out, folder=folder)
+    else:
+        score_latents(codec, held_out, folder=folder)
+
+
+@torch.no_grad()
+def score_codes(codec: VectorQuantizedCodec, held_out: Split, *, folder: Path) -> None:
+    """Reconstruction from codes, and how much of the codebook is used, as `codebook_USE`."""
+    images = read_held_out(held_out, SCORED_IMAGES)
+    device = next(codec.parameters()).device
+    scores: dict[str, list[Tensor]] = {"reconstruction_psnr": [], "reconstruction_ssim": []}
+    counts_V = torch.zeros(codec.codebook_size, dtype=torch.int64)
+    shown: list[Tensor] = []
+    for start in range(0, len(images), BATCH):
+        signal = pixels_to_signal(torch.from_numpy(images[start : start + BATCH])).to(device)
+        ids_BN = codec.encode_ids(signal)
+        counts_V += count_codes(ids_BN.cpu(), codebook_size=codec.codebook_size)
+        rebuilt = codec.decode_ids(ids_BN)
+        scores["reconstruction_psnr"].append(psnr(rebuilt, signal))
+        scores["reconstruction_ssim"].append(ssim(rebuilt, signal))
+        shown = shown or [signal[:SHOWN_IMAGES], rebuilt[:SHOWN_IMAGES]]
+    metrics = {name: float(torch.cat(values).mean()) for name, values in scores.items()}
+    metrics |= {f"codebook_{n}": v for n, v in codebook_use(counts_V)._asdict().items()}
+    (folder / "scores.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    _write_picture(shown, folder)
+
+
+@torch.no_grad()
+def score_latents(codec: ImageViTCodec, held_out: Split, *, folder: Path) -> None:
     """Write `scores.json` (flat metrics), `variance.json` (a line a channel), and a picture.
 
     reconstruction_psnr and reconstruction_ssim decode the posterior's mean, the ceiling of what a
@@ -58,14 +92,25 @@ def score_codec(codec: ImageViTCodec, held_out: Split, *, folder: Path) -> None:
     (folder / "scores.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     channels = channel_variance(moments, variance=codec.settings.variance).rows()
     (folder / "variance.json").write_text(json.dumps(channels, indent=1), encoding="utf-8")
+    _write_picture(shown, folder)
+
+
+def _write_picture(shown: list[Tensor], folder: Path) -> None:
+    """Signals in one row, their reconstructions below."""
     pixels = signal_to_pixels(torch.cat(shown)).cpu().numpy()
-    (folder / "reconstructions.png").write_bytes(
-        encode_png(tile_images(pixels, columns=len(shown[0])))
-    )
+    picture = encode_png(tile_images(pixels, columns=len(shown[0])))
+    (folder / "reconstructions.png").write_bytes(picture)
 
 
-def latent_health(codec: ImageViTCodec, moments: LatentMoments) -> dict[str, float]:
-    """Deviation of μ by channel, the noise beside it, and how many channels have collapsed."""
+def latent_health(
+    codec: ImageViTCodec | VectorQuantizedCodec, moments: LatentMoments
+) -> dict[str, float]:
+    """Deviation of μ by channel, the noise beside it, and how many channels have collapsed.
+
+    Nothing of codes, whose ids are no quantities.
+    """
+    if isinstance(codec, VectorQuantizedCodec):
+        return {}
     variance = codec.settings.variance
     channels = moments.mean_std_Z()
     return {

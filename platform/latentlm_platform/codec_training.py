@@ -26,7 +26,7 @@ from latentlm.signals import pixels_to_signal
 from latentlm_platform import checkpoints
 from latentlm_platform.codec_scores import score_codec
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment import CodecObjective, Experiment
+from latentlm_platform.experiment import CodecObjective, Experiment, ImageCodec
 from latentlm_platform.exported_encoder import load_encoder
 from latentlm_platform.hardware import pick_device
 from latentlm_platform.journal import Journal
@@ -110,8 +110,9 @@ class CodecWorker:
         features: Any = None
         if objective.perceptual_weight > 0:
             features = perceptual_net(objective).to(self.device)
+        codec = self.experiment.codec
         return CodecLoss(
-            variance=self.experiment.codec.variance,
+            variance=codec.variance if isinstance(codec, ImageCodec) else None,
             pixel=objective.pixel,
             beta=objective.beta,
             perceptual_weight=objective.perceptual_weight,

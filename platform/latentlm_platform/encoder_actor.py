@@ -48,7 +48,6 @@ class EncoderActor:
             means.append(posterior.mean_BNZ.float().cpu().numpy())
             if posterior.std_BNZ is not None:
                 stds.append(posterior.std_BNZ.float().cpu().numpy())
-        settings = self.codec.settings
-        shape = (0, settings.latent_count, settings.latent_width)
+        shape = (0, self.codec.latent_count, self.codec.latent_width)
         empty = np.empty(shape, np.float32)
         return np.concatenate([empty, *means]), np.concatenate([empty, *stds]) if stds else None

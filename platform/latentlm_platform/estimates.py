@@ -6,6 +6,7 @@ estimates with the conventions written here. Neither corpus nor weights are read
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from latentlm.models import flops_per_item, flops_per_sequence
 from latentlm.settings import (
     CodecSettings,
     DiTSettings,
+    LatentLMSettings,
     ModelSettings,
     SpeechCodecSettings,
     VectorQuantizedSettings,
@@ -104,7 +106,7 @@ def _settings(experiment: Experiment) -> tuple[CodecSettings, ModelSettings]:
 
 
 def _flops_per_row(model: ModelSettings, row: Row, *, timesteps_per_token: int) -> int:
-    if isinstance(model, DiTSettings):
+    if not isinstance(model, LatentLMSettings):
         return flops_per_item(model, timesteps_per_token)
     return flops_per_sequence(model, **row._asdict(), timesteps_per_token=timesteps_per_token)
 
@@ -171,7 +173,7 @@ def _cpu_has_bf16(experiment: Experiment) -> bool:
 
 
 def _head_numbers(model: ModelSettings, *, rows: int) -> int:
-    if isinstance(model, DiTSettings):
+    if not isinstance(model, LatentLMSettings):
         return 0
     return model.head.depth * rows * (8 * model.width + 3 * model.head.ffn_width)
 
@@ -265,6 +267,7 @@ def generate_flops(experiment: Experiment, counted: Counts) -> int:
     return latents * (rows * per_latent + counted.codec_parameters)
 
 
+@cache
 def _peak_of_one_process(device: torch.device, *, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -16,11 +16,12 @@ from latentlm.load import load
 from latentlm.metrics.classifier import SmallImageClassifier, train_classifier
 from latentlm.metrics.exposure_bias import ExposureMoments, teacher_forced_latents
 from latentlm.metrics.reconstruction import psnr, ssim
-from latentlm.models import DiT
+from latentlm.models import LatentLM
 from latentlm.randomness import RowNoise
 from latentlm.settings import SamplerSettings
 from latentlm.signals import pixels_to_signal, signal_to_pixels
 from latentlm_platform.codec_scores import read_labelled
+from latentlm_platform.experiment import Sample
 from latentlm_platform.hardware import pick_device
 from latentlm_platform.ordering import SampleOrder
 from latentlm_platform.runs import exclusive
@@ -180,7 +181,7 @@ class EvaluatorActor:
         labels: np.ndarray,
         ids: np.ndarray,
         cfg_scales: np.ndarray,
-        sampler: SamplerSettings,
+        sampler: Sample,
         seed: int,
     ) -> tuple[np.ndarray, Described, float]:
         """(pixels, what they look like, CPU seconds) of one batch; row noise is keyed by id."""
@@ -194,6 +195,7 @@ class EvaluatorActor:
             cfg_scales_B=torch.from_numpy(cfg_scales).float().to(self.device),
             sampler=sampler,
             noise=noise,
+            text=sampler.text,
         )
         decoded = self.codec.decode(self.codec.denormalise(latents_BNZ))
         pixels = signal_to_pixels(decoded).cpu().numpy()
@@ -212,7 +214,7 @@ class EvaluatorActor:
         seed: int,
     ) -> dict[float, ExposureMoments]:
         """At each scale, real, teacher-forced and free-running latents of these images' labels."""
-        assert not isinstance(self.model, DiT)  # score_exposure asks only models with an order
+        assert isinstance(self.model, LatentLM)  # score_exposure asks no other
         ids_B, labels_B = (torch.from_numpy(a.copy()).to(self.device) for a in (ids, labels))
         free, forced = (
             RowNoise(seed=seed, ids_B=ids_B, epochs_B=epoch)

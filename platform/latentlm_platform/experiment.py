@@ -29,7 +29,7 @@ from latentlm_platform.experiment_corpus import (
     MultimodalMixture,
     TranscribedSpeech,
 )
-from latentlm_platform.experiment_model import AnyModel, DiTModel, ModelKind
+from latentlm_platform.experiment_model import AnyModel, CodeModel, DiTModel, ModelKind
 from latentlm_platform.experiment_search import Sweep
 from latentlm_platform.experiment_section import (
     Fraction,
@@ -47,7 +47,10 @@ class CodecObjective(Section):
     """Reconstruction and regularisation (Eq. 6); reductions are in latentlm/codec/objectives.py."""
 
     pixel: Literal["l2", "l1"] = "l2"
-    beta: Weight = Field(1e-2, description="Of ‖μ‖² (σ-VAE) or of the KL (diagonal Gaussian).")
+    beta: Weight = Field(
+        1e-2,
+        description="Of ‖μ‖² (σ-VAE) or of the KL (diagonal Gaussian); a codebook's terms have 1.",
+    )
     perceptual_weight: Weight = 0.0
     perceptual_features: Literal["efficientnet_lite0", "vgg16_lpips"] = "efficientnet_lite0"
     perceptual_weights: str | None = Field(
@@ -325,9 +328,9 @@ class Sample(SamplerSettings):
 if TYPE_CHECKING:
     # Stages read these kinds: pipeline.py ends every other before it starts (plan.untrainable).
     OneCorpus = Corpus
-    OneCodec = ImageCodec
+    OneCodec = ImageCodec | VectorQuantizedCodec
     OneModel = ModelKind
-    OneCodecSettings = ImageCodecSettings
+    OneCodecSettings = ImageCodecSettings | VectorQuantizedSettings
 else:
     OneCorpus, OneCodec, OneModel = AnyCorpus, AnyCodec, AnyModel
 
@@ -385,4 +388,8 @@ def model_settings(model: ModelKind, *, corpus: CorpusKind, codec: CodecSettings
             raise ValueError(f"model.kind {model.kind} does not fit corpus.kind {corpus.kind}")
         return model.settings(classes=classes, latent_count=count, latent_width=width)
     codes = codec.codebook_size if isinstance(codec, VectorQuantizedSettings) else 0
+    if isinstance(model, CodeModel):
+        if classes is None or count is None or not codes:
+            raise ValueError(f"model.kind {model.kind} does not fit codec.kind {codec.kind}")
+        return model.settings(classes=classes, latent_count=count, codes=codes)
     return model.settings(classes=classes, latent_count=count, latent_width=width, codes=codes)

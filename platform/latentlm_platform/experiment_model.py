@@ -4,7 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Tag
 
-from latentlm.settings import DiffusionSettings, DiTSettings, HeadSettings, LatentLMSettings
+from latentlm.settings import (
+    CodeLMSettings,
+    DiffusionSettings,
+    DiTSettings,
+    HeadSettings,
+    LatentLMSettings,
+)
 from latentlm_platform.experiment_section import Section, by_kind
 
 
@@ -74,7 +80,40 @@ class DiTModel(Section):
         )
 
 
-ModelKind = Model | DiTModel
+class CodeModel(Section):
+    """A causal Transformer over the codes of a quantizing codec, with LatentLM's backbone.
+
+    `sample.text` says how codes are drawn; solver and steps are of latents.
+    """
+
+    kind: Literal["code_lm"]
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int | None = None
+    ffn_width: int
+    rope_base: float = 10000.0
+    rotary: Literal["interleaved", "llama"] = "interleaved"
+    norm: Literal["weightless", "learned"] = "weightless"
+    norm_eps: float = 1e-6
+    initial_weights: str | None = Field(
+        None, description="Folder of an exported model to start from; default: from scratch."
+    )
+
+    def settings(self, *, classes: int, latent_count: int, codes: int) -> CodeLMSettings:
+        """The model for the codes of a codec and the classes of a corpus."""
+        return CodeLMSettings(
+            **self.model_dump(exclude={"initial_weights"}),
+            classes=classes,
+            latent_count=latent_count,
+            codes=codes,
+        )
+
+
+ModelKind = Model | DiTModel | CodeModel
 AnyModel = Annotated[
-    Annotated[Model, Tag("latent_lm")] | Annotated[DiTModel, Tag("dit")], by_kind("model")
+    Annotated[Model, Tag("latent_lm")]
+    | Annotated[DiTModel, Tag("dit")]
+    | Annotated[CodeModel, Tag("code_lm")],
+    by_kind("model"),
 ]

@@ -17,10 +17,11 @@ from latentlm_platform.experiment import (
     model_settings,
 )
 from latentlm_platform.experiment_corpus import Corpus, CorpusKind, MultimodalMixture
+from latentlm_platform.experiment_model import CodeModel
 from latentlm_platform.experiment_section import Section
 
 CODECS_OF = {
-    "class_images": ("image_vit",),
+    "class_images": ("image_vit", "vector_quantized"),
     "multimodal_mixture": ("image_vit", "vector_quantized"),
     "transcribed_speech": ("speech_conv",),
 }
@@ -33,8 +34,9 @@ def rules(experiment: Experiment) -> Iterator[Problem]:
     yield from _settings_rules(experiment.corpus, experiment.codec, experiment.model)
     for path, sentence in experiment.sample.problems():
         yield f"sample.{path}", sentence
-    for path, sentence in experiment.sample.problems_with(experiment.model.diffusion):
-        yield f"sample.{path}", sentence
+    if not isinstance(experiment.model, CodeModel):
+        for path, sentence in experiment.sample.problems_with(experiment.model.diffusion):
+            yield f"sample.{path}", sentence
     schedule = experiment.sample.guidance_schedule
     if experiment.model.kind == "dit" and schedule != "constant":
         yield (
@@ -90,6 +92,14 @@ def _strangers(corpus: CorpusKind, codec: CodecKind, model: ModelKind) -> Iterat
         yield (
             "codec.kind",
             f"{codec.kind} does not fit corpus.kind {corpus.kind}; choose {' or '.join(fitting)}",
+        )
+    of_codes = isinstance(codec, VectorQuantizedCodec) and isinstance(corpus, Corpus)
+    if codec.kind in fitting and (model.kind == "code_lm") != of_codes:
+        choice = "code_lm" if of_codes else "latent_lm"
+        yield (
+            "model.kind",
+            f"{model.kind} does not fit codec.kind {codec.kind} of corpus.kind {corpus.kind};"
+            f" choose {choice}",
         )
     if model.kind == "dit" and not isinstance(corpus, Corpus):
         yield (

@@ -152,11 +152,10 @@ def _wait_until_it_answers(head: Head) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     client = head.client()
     while head.alive and time.monotonic() < deadline:
-        try:
-            client.jobs()
-            return
-        except UserError:
-            time.sleep(0.5)
+        with contextlib.suppress(UserError):
+            if client.has_nodes():
+                return
+        time.sleep(0.5)
     log = _folder() / "head.log"
     lines = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
     raise UserError(f"Ray did not start: {lines[0].strip()}; the whole log is {log}", exit_code=1)

@@ -75,6 +75,10 @@ class JobClient:
         jobs = [_job(fields) for fields in found if fields.get("submission_id")]
         return sorted(jobs, key=lambda job: job.started_s, reverse=True)
 
+    def has_nodes(self) -> bool:
+        """Whether a node has reported to the cluster, so that a job can start at once."""
+        return bool(self._ask("GET", "/nodes?view=hostnamelist")["data"]["hostNameList"])
+
     def job(self, submission_id: str) -> Job:
         """One job as it stands now."""
         return _job(self._ask("GET", f"/api/jobs/{submission_id}"))
@@ -97,9 +101,8 @@ class JobClient:
         metadata: dict[str, str],
     ) -> bool:
         """Upload the package and start the job; False if the cluster has a job of that id."""
-        client = self._ray_client()
         try:
-            client.submit_job(
+            self._ray_client().submit_job(
                 entrypoint=entrypoint,
                 submission_id=submission_id,
                 runtime_env={"working_dir": str(package), "env_vars": environment},
@@ -110,6 +113,10 @@ class JobClient:
                 return False
             first = str(error).strip().splitlines()[0]
             raise UserError(f"{self.address} refused the job: {first}", exit_code=1) from error
+        except OSError as error:
+            raise Unreachable(
+                f"{self.address} went away while the sources were sent: submit again", exit_code=1
+            ) from error
         return True
 
     def follow(self, submission_id: str, write: Callable[[str], None]) -> Job:
@@ -133,7 +140,7 @@ class JobClient:
         Every stream begins with the log's first character.
         """
         position = 0
-        stream = self.tail(submission_id)
+        stream = self._tail(submission_id)
         while (text := await self._next(stream, submission_id)) is not None:
             write(text[max(0, seen - position) :])
             position += len(text)
@@ -153,10 +160,10 @@ class JobClient:
         finally:
             part.cancel()
 
-    def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """Ray's own stream of a log, from its beginning."""
-        stream: AsyncIterator[str] = self._ray_client().tail_job_logs(submission_id)
-        return stream
+    async def _tail(self, submission_id: str) -> AsyncIterator[str]:
+        """Ray's own stream of a log, from its beginning; it connects when it is first read."""
+        async for text in self._ray_client().tail_job_logs(submission_id):
+            yield text
 
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
         deadline = time.monotonic() + PATIENCE_S

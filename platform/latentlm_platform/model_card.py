@@ -9,7 +9,9 @@ def render_model_card(experiment: Experiment, artifact: Artifact) -> str:
     measured = "\n".join(
         f"| {name} | {value:.6g} |" for name, value in sorted(artifact.metrics.items())
     )
-    what = {"latent_lm": "LatentLM", "dit": "Diffusion Transformer"}[experiment.model.kind]
+    what = {"latent_lm": "LatentLM", "dit": "Diffusion Transformer", "code_lm": "model of codes"}[
+        experiment.model.kind
+    ]
     lineage = "\n".join(f"- {stage}: `{key}`" for stage, key in artifact.lineage.items())
     return f"""# {experiment.name}
 

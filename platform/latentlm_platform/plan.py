@@ -25,7 +25,7 @@ from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key
 from latentlm_platform.experiment_section import DEFAULT_KINDS
 from latentlm_platform.experiment_sweep import stage_of, sweep_points
-from latentlm_platform.trials import CODEC_SECTIONS, MODEL_SECTIONS, distinct, trials_of
+from latentlm_platform.trials import CODEC_SECTIONS, MODEL_SECTIONS, distinct, trials_of, work_key
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,8 @@ def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None
     memory = memory_per_rank(experiment, parameters=counted.parameters)
     disk = disk_bytes(experiment, counted)
     unknown = unknown_pace(experiment)
-    seconds = {} if unknown else wall_clock(experiment, counted)
     work = sweep_work(experiment)
-    at_once = min(experiment.sweep.max_concurrent if experiment.sweep else 1, cores())
-    seconds = _swept(seconds, work, at_once=at_once)
+    seconds = {} if unknown else _seconds(experiment, work)
     problems = [
         *cpu_problems(experiment, cluster),
         *_memory_problems(experiment, cluster, memory["total"]),
@@ -112,14 +110,12 @@ def make_plan(experiment: Experiment, *, cluster: ClusterResources | None = None
 
 def untrainable(experiment: Experiment) -> str | None:
     """The sentence that `latentlm run` refuses with where it cannot train such a thing yet."""
-    for section, default in DEFAULT_KINDS.items():
-        kind = getattr(experiment, section).kind
-        trainable = ("latent_lm", "dit") if section == "model" else (default,)
-        if kind not in trainable:
-            return (
-                f"{section}.kind = {kind} can be planned but not trained yet;"
-                f" only {section}.kind = {' or '.join(trainable)} can"
-            )
+    kind, trainable = experiment.corpus.kind, DEFAULT_KINDS["corpus"]
+    if kind != trainable:  # codecs and models that fit the classes of images can all be trained
+        return (
+            f"corpus.kind = {kind} can be planned but not trained yet;"
+            f" only corpus.kind = {trainable} can"
+        )
     return None
 
 
@@ -153,20 +149,30 @@ def sweep_work(experiment: Experiment) -> Work:
     )
 
 
-def _swept(seconds: dict[str, float], work: Work, *, at_once: int) -> dict[str, float]:
-    if not seconds:
-        return {}
-    times = {
-        "codec_training": work.codec_trainings,
-        "encoding": work.codec_trainings,
-        "model_training": work.model_trainings,
-    }
-    parts = {
-        stage: each * times.get(stage, work.sampling_trials) / at_once
-        for stage, each in seconds.items()
-        if stage != "total"
-    }
+def _seconds(experiment: Experiment, work: Work) -> dict[str, float]:
+    """Wall-clock by stage and in total; of a sweep, each distinct piece of work once."""
+    trials = [] if _is_optuna(experiment) else trials_of(sweep_points(experiment))
+    parts: dict[str, float] = {}
+    done: set[tuple[str, str]] = set()
+    for trial in trials:
+        codec, model = (work_key(trial.experiment, s) for s in (CODEC_SECTIONS, MODEL_SECTIONS))
+        keys = {"codec_training": codec, "encoding": codec, "model_training": model}
+        for stage, seconds in wall_clock(trial.experiment, counts(trial.experiment)).items():
+            if stage != "total" and (stage, keys.get(stage, trial.key)) not in done:
+                done.add((stage, keys.get(stage, trial.key)))
+                parts[stage] = parts.get(stage, 0.0) + seconds
+    if not trials:
+        once = wall_clock(experiment, counts(experiment))
+        times = [work.codec_trainings, work.codec_trainings, work.model_trainings, work.points]
+        parts = {s: once[s] * n for s, n in zip(list(once)[:4], times, strict=True)}
+    at_once = min(experiment.sweep.max_concurrent if experiment.sweep else 1, cores())
+    parts = {stage: seconds / at_once for stage, seconds in parts.items()}
     return {**parts, "total": sum(parts.values())}
+
+
+def _is_optuna(experiment: Experiment) -> bool:
+    search = experiment.sweep.search if experiment.sweep else None
+    return search is not None and search.algorithm == "optuna"
 
 
 def _memory_problems(experiment: Experiment, cluster: ClusterResources, per_rank: int) -> list[str]:

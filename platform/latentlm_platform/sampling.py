@@ -9,6 +9,7 @@ import torch
 from latentlm.generate import sample_latents
 from latentlm.load import load
 from latentlm.media import encode_png, tile_images
+from latentlm.models import CodeLM
 from latentlm.randomness import RowNoise
 from latentlm.signals import signal_to_pixels
 from latentlm_platform.errors import UserError
@@ -46,7 +47,9 @@ def sample_images(request: SampleRequest) -> tuple[bytes, dict[str, Any]]:
         steps=sampler.steps if request.steps is None else request.steps,
         cfg_scale=sampler.cfg_scale if request.cfg_scale is None else request.cfg_scale,
     )
-    broken = [*sampler.problems(), *sampler.problems_with(loaded.model.settings.diffusion)]
+    broken = list(sampler.problems())
+    if not isinstance(loaded.model, CodeLM):
+        broken += sampler.problems_with(loaded.model.settings.diffusion)
     for path, sentence in broken:
         raise UserError(f"--{path.replace('_', '-')}: {sentence}")
     device = pick_device()
@@ -60,6 +63,7 @@ def sample_images(request: SampleRequest) -> tuple[bytes, dict[str, Any]]:
             cfg_scales_B=torch.full(labels_B.shape, sampler.cfg_scale, device=device),
             sampler=sampler,
             noise=RowNoise(seed=request.seed, ids_B=ids_B),
+            text=sampler.text,
         )
         pixels = signal_to_pixels(codec.decode(codec.denormalise(latents_BNZ))).cpu().numpy()
     report = {

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from latentlm.catalogue import build_model
-from latentlm.codec.image_vit import encoder_parameters_digest
+from latentlm.codec.image_vit import ImageViTCodec, encoder_parameters_digest
+from latentlm.codec.vector_quantized import VectorQuantizedCodec, codes_digest
 from latentlm.load import load_codec, load_weights, save_codec, save_export
 from latentlm.media import read_png
 from latentlm_platform.artifacts import Artifact, building, key_of
@@ -26,7 +27,7 @@ from latentlm_platform.encoding import SPLITS, EncodingPass, moments_from
 from latentlm_platform.errors import UserError
 from latentlm_platform.evaluation import Evaluation, Evaluator, grid_file
 from latentlm_platform.evaluator_pool import EvaluatorPool
-from latentlm_platform.experiment import Corpus, Experiment
+from latentlm_platform.experiment import Corpus, Experiment, ImageCodec
 from latentlm_platform.experiment_file import resolved_yaml
 from latentlm_platform.experiment_sweep import VARIANT, stage_of
 from latentlm_platform.journal import Entry, Journal
@@ -116,8 +117,8 @@ def make_codec(context: StageContext) -> Artifact:
             _train(context, run, group, train_codec, training, total=settings.steps, title="codec")
             metrics = json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
             run.log_metrics(metrics, step=settings.steps)
-            channels = json.loads((artifact.folder / "variance.json").read_text(encoding="utf-8"))
-            run.log_table(channels, "variance.json")
+            if (channels := artifact.folder / "variance.json").exists():
+                run.log_table(json.loads(channels.read_text(encoding="utf-8")), channels.name)
             rebuilt = read_png((artifact.folder / "reconstructions.png").read_bytes())
             run.log_picture(rebuilt, "reconstructions", settings.steps)
             artifact = replace(
@@ -134,7 +135,7 @@ def make_latents(context: StageContext, codec: Artifact) -> Artifact:
     orientations = 2 if corpus.flip else 1
     net = load_codec(codec.folder / "codec")
     digests, chunks = corpus_digests(context.splits), corpus.chunk_records
-    parts = (preprocessing(corpus), chunks, encoder_parameters_digest(net), orientations, kept)
+    parts = (preprocessing(corpus), chunks, _encoder_digest(net), orientations, kept)
     held_out_seed = experiment.seed if corpus.held_out_source is None else None
     key = key_of("latents", digests, *parts, held_out_seed)
     artifact = Artifact("latents", key, lineage={"codec": codec.key, "corpus": digests[0]})
@@ -159,6 +160,9 @@ def make_latents(context: StageContext, codec: Artifact) -> Artifact:
             artifact = _reused(context, finished)
             moments = moments_from(summary["moments"])
     _refuse_bad_corpus(corpus, summary, total)
+    if not isinstance(experiment.codec, ImageCodec):  # codes have no scale
+        _log_bad_records(context, summary["bad_records"])
+        return artifact
     mean, std = moments.latent_mean(), moments.latent_std(experiment.codec.variance)
     if (float(net.latent_mean), float(net.latent_std)) != tuple(torch.tensor([mean, std]).tolist()):
         net.set_statistics(mean=mean, std=std)
@@ -168,15 +172,21 @@ def make_latents(context: StageContext, codec: Artifact) -> Artifact:
     return artifact
 
 
+def _encoder_digest(codec: ImageViTCodec | VectorQuantizedCodec) -> str:
+    if isinstance(codec, VectorQuantizedCodec):
+        return codes_digest(codec)
+    return encoder_parameters_digest(codec)
+
+
 def latent_cache(experiment: Experiment, latents: Artifact) -> LatentCache:
     """The cache in a latents artifact's folder."""
     settings = experiment.codec_settings()
     return LatentCache(
         latents.folder,
         latent_count=settings.latent_count,
-        latent_width=settings.latent_width,
+        latent_width=settings.posterior_width,
         orientations=2 if experiment.corpus.flip else 1,
-        with_std=settings.variance.kind == "diagonal_gaussian",
+        with_std=settings.predicts_std,
     )
 
 

@@ -25,7 +25,7 @@ from latentlm.load import load_codec, load_weights
 from latentlm.media import encode_png, tile_images
 from latentlm.models import LossTerms, Targets, find_targets, flops_per_item
 from latentlm.randomness import RowNoise
-from latentlm.sequence import PackedBatch, class_conditional
+from latentlm.sequence import PackedBatch, class_conditional, class_conditional_codes
 from latentlm.signals import signal_to_pixels
 from latentlm_platform import checkpoints
 from latentlm_platform.errors import UserError
@@ -201,6 +201,9 @@ class ModelWorker:
         )
         posterior = LatentPosterior(tensors["mean"], tensors.get("std"))
         latents_BNZ = self.codec.normalise(self.codec.draw(posterior, noise=noise))
+        if self.experiment.model.kind == "code_lm":
+            codes_BN = latents_BNZ.squeeze(-1).long()
+            return LatentBatch(class_conditional_codes(codes_BN, tensors["labels"]), noise)
         return LatentBatch(class_conditional(latents_BNZ, tensors["labels"]), noise)
 
     def _train_step(self, micro_batches: list[LatentBatch]) -> bool:
@@ -294,6 +297,7 @@ class ModelWorker:
             cfg_scales_B=torch.full(labels_B.shape, float(sampler.cfg_scale), device=self.device),
             sampler=sampler,
             noise=noise,
+            text=sampler.text,
         )
         if self.rank == 0:
             signal_BCYX = self.codec.decode(self.codec.denormalise(latents_BNZ))

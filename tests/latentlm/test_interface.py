@@ -25,7 +25,7 @@ def picture(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (8, 8, 1)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["classes", "dit"])
+@pytest.mark.parametrize("kind", ["classes", "dit", "codes"])
 def test_classes_in_pictures_out_and_rows_are_seeded_alone(tmp_path: Path, kind: str) -> None:
     loaded = load(tmp_path, kind)
     found = loaded.generate([[2], [0], [2]], sampler=FAST, seed=5)

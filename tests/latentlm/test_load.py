@@ -26,7 +26,7 @@ from latentlm.settings import (
     LatentLMSettings,
     TransformerSettings,
 )
-from making_exports import SPEECH, make_export
+from making_exports import CODES, SPEECH, make_export
 
 MODEL = LatentLMSettings(
     classes=3,
@@ -116,6 +116,18 @@ def test_a_dit_comes_back_whole_and_says_what_does_not_fit(tmp_path: Path) -> No
             load_weights(build_model(dataclasses.replace(model.settings, **change)), export)
     with pytest.raises(ValueError, match="it lacks backbone"):
         load_weights(build_model(dataclasses.replace(MODEL, classes=3)), export)
+
+
+def test_a_model_of_codes_comes_back_and_needs_its_own_codebook(tmp_path: Path) -> None:
+    export = make_export(tmp_path, "codes")
+    loaded = load(export)
+    assert loaded.codec.settings == CODES
+    other = dataclasses.replace(loaded.model.settings, codes=12)
+    with pytest.raises(ValueError, match="checkpoint has codes 13, settings say 12"):
+        load_weights(build_model(other), export)
+    save_codec(export, codec=build_codec(dataclasses.replace(CODES, codebook_size=20)))
+    with pytest.raises(ValueError, match="the codec has 20 codes, the model 13"):
+        load(export)
 
 
 def test_weights_of_an_export_start_another_model(export: Path) -> None:

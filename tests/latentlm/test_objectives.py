@@ -13,6 +13,7 @@ from latentlm.codec.objectives import (
     perceptual_distance,
     pixel_error,
 )
+from latentlm.codec.vector_quantized import VQTerms
 from latentlm.settings import HalfNormalVariance
 
 VARIANCE = HalfNormalVariance()
@@ -47,6 +48,20 @@ def batch() -> tuple[Tensor, Tensor, LatentPosterior]:
     signal = torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1
     reconstruction = torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1
     return signal, reconstruction, LatentPosterior(torch.randn(4, 16, 5, generator=generator))
+
+
+def test_a_codebooks_terms_have_weight_one_whatever_beta_is() -> None:
+    signal, reconstruction, posterior = batch()
+    terms = VQTerms(torch.tensor(0.75), torch.tensor(0.5), torch.tensor(1.0))
+    for beta in (0.0, 3.0):
+        loss = CodecLoss(variance=None, beta=beta)
+        found = loss.terms(signal, reconstruction, posterior=terms, step=0)
+        assert float(found.total) == pytest.approx(float(found.pixel) + 0.75)
+        assert float(found.regulariser) == 0.75
+    with pytest.raises(ValueError, match="without a variance law"):
+        CodecLoss(variance=None, beta=0.0).terms(
+            signal, reconstruction, posterior=posterior, step=0
+        )
 
 
 def test_pixel_errors_are_means_over_all_elements() -> None:

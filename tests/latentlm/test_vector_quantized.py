@@ -13,8 +13,10 @@ from latentlm.codec.vector_quantized import (
     MapAttention,
     VectorQuantizedCodec,
     codebook_use,
+    codes_digest,
     count_codes,
 )
+from latentlm.randomness import RowNoise
 from latentlm.settings import VectorQuantizedSettings
 
 SMALL = VectorQuantizedSettings(
@@ -231,6 +233,33 @@ def test_use_of_the_codebook() -> None:
     assert codebook_use(skewed_V) == pytest.approx((0.5, perplexity))
     with pytest.raises(ValueError, match="no ids were counted"):
         codebook_use(torch.zeros(6, dtype=torch.int64))
+
+
+@torch.no_grad()
+def test_as_a_codec_its_latents_are_the_ids() -> None:
+    codec, signal = small_codec(), some_signal()
+    posterior = codec.encode(signal)
+    assert posterior.std_BNZ is None
+    assert posterior.mean_BNZ.shape == (4, 16, codec.latent_width)
+    noise = RowNoise(seed=0, ids_B=torch.arange(4))
+    latents = codec.denormalise(codec.normalise(codec.draw(posterior, noise=noise)))
+    assert torch.equal(latents[..., 0], codec.encode_ids(signal).float())
+    assert torch.equal(codec.decode(latents), codec.decode_ids(codec.encode_ids(signal)))
+    largest = torch.tensor([2.0**24 - 1])
+    assert int(largest.long()) == 2**24 - 1
+
+
+def test_the_digest_is_of_encoder_and_codebook() -> None:
+    codec = small_codec()
+    before = codes_digest(codec)
+    assert before == codes_digest(small_codec())
+    with torch.no_grad():
+        codec.decoder[0].weight.add_(1)
+        assert codes_digest(codec) == before
+        codec.codebook.codes_VE[0].mul_(-1)
+        moved = codes_digest(codec)
+        codec.encoder[0].weight.add_(1)
+    assert len({before, moved, codes_digest(codec)}) == 3
 
 
 def test_wrong_ids_and_images_are_named() -> None:

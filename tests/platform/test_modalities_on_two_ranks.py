@@ -20,7 +20,7 @@ LIMIT_S = 480
 
 
 def losses(*cases: str, ranks: int) -> Any:
-    """Of each case (ZeRO stage, r for recomputed activations, d for DiT), the losses by step."""
+    """The losses by step of each case: model (text, DiT, codes), ZeRO stage, r for recomputed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -54,10 +54,10 @@ def losses(*cases: str, ranks: int) -> Any:
 
 
 def test_ranks_with_one_modality_each_follow_one_process() -> None:
-    alone, dit_alone = losses("0", "0d", ranks=1)
-    cases = ("1", "2", "3", "3r", "1d", "3dr")
+    alone = dict(zip("tdc", losses("t0", "d0", "c0", ranks=1), strict=True))
+    cases = ("t1", "t2", "t3", "t3r", "d1", "d3r", "c3r")
     for case, together in zip(cases, losses(*cases, ranks=2), strict=True):
-        single = dit_alone if "d" in case else alone
+        single = alone[case[0]]
         assert single[-1]["loss"] < single[0]["loss"]
         for ours, wanted in zip(together, single, strict=True):
             assert ours.keys() == wanted.keys()

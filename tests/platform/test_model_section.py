@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from latentlm.models import flops_per_item
-from latentlm.settings import DiTSettings, LatentLMSettings
+from latentlm.settings import CodeLMSettings, DiTSettings, LatentLMSettings
 from latentlm_platform.errors import UserError
 from latentlm_platform.estimates import counts, generate_flops, unknown_pace
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import load_experiment
-from latentlm_platform.experiment_model import DiTModel, Model
+from latentlm_platform.experiment_model import CodeModel, DiTModel, Model
+from latentlm_platform.plan import untrainable
 from latentlm_platform.training import ModelTraining
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -20,15 +21,21 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 def small_dit(folder: Path, *overrides: str) -> Experiment:
     """The quickstart with the fragment that makes its model a DiT."""
-    file = folder / "small_dit.yaml"
+    return quickstart_as("small_dit", folder, *overrides)
+
+
+def quickstart_as(fragment: str, folder: Path, *overrides: str) -> Experiment:
+    """The quickstart with one more fragment."""
+    file = folder / f"{fragment}.yaml"
     up = "../" * len(folder.resolve().parts[1:])
     base = f"{up}{str(EXPERIMENTS.resolve())[1:]}"
-    file.write_text(f"extends: [{base}/quickstart.yaml, {base}/shared/small_dit.yaml]\n")
+    file.write_text(f"extends: [{base}/quickstart.yaml, {base}/shared/{fragment}.yaml]\n")
     return load_experiment(file, overrides=overrides)
 
 
 @pytest.mark.parametrize(
-    ("section", "settings"), [(Model, LatentLMSettings), (DiTModel, DiTSettings)]
+    ("section", "settings"),
+    [(Model, LatentLMSettings), (DiTModel, DiTSettings), (CodeModel, CodeLMSettings)],
 )
 def test_defaults_are_written_twice_and_agree(section: type, settings: type) -> None:
     fields = section.model_fields  # type: ignore[attr-defined]
@@ -51,6 +58,20 @@ def test_the_small_dit_is_as_large_as_the_small_latentlm(tmp_path: Path) -> None
     assert dit.model.diffusion == latentlm.model.diffusion
     sizes = [counts(one).parameters for one in (dit, latentlm)]
     assert sizes == [1_394_048, 1_400_192]
+
+
+def test_small_codes_are_as_large_as_the_small_latentlm(tmp_path: Path) -> None:
+    codes = quickstart_as("small_vq", tmp_path)
+    latentlm = load_experiment(EXPERIMENTS / "quickstart.yaml")
+    shared = {"name", "codec", "model"}
+    assert codes.model_dump(exclude=shared) == latentlm.model_dump(exclude=shared)
+    assert codes.codec.training == latentlm.codec.training
+    for name, expected in (("parameters", [1_402_240, 1_400_192]),
+                           ("codec_parameters", [1_155_949, 1_231_568]),
+                           ("tokens_per_step", [1024, 1024])):  # fmt: skip
+        assert [getattr(counts(one), name) for one in (codes, latentlm)] == expected
+    assert untrainable(codes) is None
+    assert unknown_pace(codes) is not None  # convolutions have another pace
 
 
 def test_a_dit_has_no_order_that_guidance_could_follow(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -9,8 +10,20 @@ import torch.distributed as dist
 from latentlm.catalogue import build_model
 from latentlm.models import find_targets
 from latentlm.randomness import RowNoise
-from latentlm.sequence import Document, PackedBatch, class_conditional, pack
-from latentlm.settings import DiTSettings, HeadSettings, LatentLMSettings
+from latentlm.sequence import (
+    Document,
+    PackedBatch,
+    class_conditional,
+    class_conditional_codes,
+    pack,
+)
+from latentlm.settings import (
+    CodeLMSettings,
+    DiTSettings,
+    HeadSettings,
+    LatentLMSettings,
+    ModelSettings,
+)
 from latentlm_platform.experiment import Optimizer
 from latentlm_platform.losses import StepSums, loss_means, shares
 from latentlm_platform.zero import ZeroEngine
@@ -31,6 +44,7 @@ SETTINGS = LatentLMSettings(
 DIT = DiTSettings(
     classes=3, latent_count=4, latent_width=4, width=32, depth=2, heads=4, ffn_width=64
 )
+CODES = CodeLMSettings(classes=3, codes=9, latent_count=4, width=32, depth=2, heads=4, ffn_width=64)
 WEIGHTS = (2.0, 1.0, 0.5)
 STEPS = 6
 
@@ -47,11 +61,24 @@ def images(mine: list[int]) -> PackedBatch:
     return class_conditional(torch.randn(2, 4, 4, generator=generator)[mine], torch.tensor(mine))
 
 
-def train(stage: int, *, recompute: bool, dit: bool) -> list[dict[str, float]]:
+def codes(mine: list[int]) -> PackedBatch:
+    """Image n is of class n."""
+    codes_BN = torch.arange(8).view(2, 4)
+    return class_conditional_codes(codes_BN[mine], torch.tensor(mine))
+
+
+MODELS: dict[str, tuple[ModelSettings, Callable[[list[int]], PackedBatch]]] = {
+    "t": (SETTINGS, words_or_latents),
+    "d": (DIT, images),
+    "c": (CODES, codes),
+}
+
+
+def train(stage: int, *, model_name: str, recompute: bool) -> list[dict[str, float]]:
     """Losses by step; rank 0 of two sees row 0, rank 1 row 1, one rank both."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    settings = DIT if dit else SETTINGS
+    settings, batch_of = MODELS[model_name]
     model = build_model(settings)
     model.recompute_activations(recompute)
     engine = ZeroEngine(
@@ -65,7 +92,7 @@ def train(stage: int, *, recompute: bool, dit: bool) -> list[dict[str, float]]:
     mine = [0, 1] if ranks == 1 else [rank]
     losses = []
     for step in range(STEPS):
-        batch = images(mine) if dit else words_or_latents(mine)
+        batch = batch_of(mine)
         noise = RowNoise(seed=0, ids_B=torch.tensor(mine), epochs_B=step)
         targets = find_targets(batch, settings, noise=noise, condition_dropout=0.0)
         counts = targets.counts_3(4)
@@ -84,7 +111,10 @@ def train(stage: int, *, recompute: bool, dit: bool) -> list[dict[str, float]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found = [train(int(case[0]), recompute="r" in case, dit="d" in case) for case in sys.argv[1:]]
+    found = [
+        train(int(case[1]), model_name=case[0], recompute=case.endswith("r"))
+        for case in sys.argv[1:]
+    ]
     if dist.get_rank() == 0:
         print("LOSSES " + json.dumps(found), flush=True)
     dist.barrier()
