@@ -7,6 +7,7 @@ has text, vocabulary.tiktoken; a trained codec alone is a folder with the codec'
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -180,13 +181,16 @@ def _save(stem: Path, module: Any, *, kind: str, metadata: dict[str, str]) -> No
     """Write `stem`.safetensors, then `stem`.json."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(weights, stem.with_suffix(".safetensors"))
+    partial = stem.with_name(f"{stem.name}.{os.getpid()}.partial")
+    save_file(weights, partial)
+    partial.rename(stem.with_suffix(".safetensors"))
     description = {
         "kind": kind,
         "settings": dataclasses.asdict(module.settings),
         "metadata": metadata,
     }
-    stem.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
+    partial.write_text(json.dumps(description, indent=2) + "\n")
+    partial.rename(stem.with_suffix(".json"))
 
 
 def _read_settings(

@@ -89,12 +89,11 @@ class Evaluator:
         ray.get([actor.use_judge.remote(judge) for actor in actors])
         shared = self._shared(judge, references)
         scales = self._generate(ray, actors, references, on_progress)
-        own = float(self.experiment.sample.cfg_scale)
         exposures = score_exposure(
             self.experiment,
             actors=actors,
             held_out=self.splits.held_out,
-            cfg_scales=tuple(s for s in cfg_scales(self.experiment) if s in (1.0, own)),
+            cfg_scales=cfg_scales(self.experiment),
         )
         for scores in scales:
             if scores.cfg_scale in exposures:

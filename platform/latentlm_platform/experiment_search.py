@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from latentlm.settings.rules import Problem
-from latentlm_platform.experiment_claims import AnyClaim
+from latentlm_platform.experiment_claims import AnyClaim, lower_is_better
 from latentlm_platform.experiment_section import Positive, Rate, Section
 
 REPLICATES = ("train.seed", "seed")  # paths that only repeat a point
@@ -113,6 +113,11 @@ class Sweep(Section):
     def replicate(self) -> str | None:
         """The path whose values only repeat a point, if the grid has one."""
         return next((path for path in REPLICATES if path in self.grid), None)
+
+    @property
+    def better(self) -> Literal["min", "max"]:
+        """Whether less or more of the metric is better."""
+        return self.mode or ("min" if lower_is_better(self.metric) else "max")
 
     def problems(self) -> Iterator[Problem]:
         for path, values in self.grid.items():

@@ -5,6 +5,7 @@ search and one CFG scale. Only Optuna's points are not known beforehand.
 """
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_check import Mistake, check
-from latentlm_platform.experiment_claims import VARIANT
+from latentlm_platform.experiment_claims import VARIANT, lower_is_better
 from latentlm_platform.experiment_schema import merged, nearest, unknown_path
 from latentlm_platform.experiment_search import Between, Search, Space, Sweep
 from latentlm_platform.located_yaml import KeyPath, shown
@@ -74,15 +75,24 @@ def stage_of(path: str) -> str:
 
 
 def sweep_points(experiment: Experiment) -> list[Point]:
-    """Every point, the last path of the grid fastest; one without a sweep, none of Optuna's."""
+    """Every point once, the last path of the grid fastest; none of Optuna's, which come later."""
     if experiment.sweep is None:
         return [Point({}, experiment)]
+    if is_optuna(experiment):
+        return []
     points: list[Point] = []
     for candidate in _candidates(experiment):
         checked, mistakes = check(candidate.data)
         assert checked is not None, mistakes  # load_experiment has checked every point
         points += _by_cfg_scale(Point(candidate.values, checked))
-    return points
+    distinct = {point.experiment.model_dump_json(): point for point in reversed(points)}
+    return list(distinct.values())[::-1]
+
+
+def is_optuna(experiment: Experiment) -> bool:
+    """Whether the points are not known before others were measured."""
+    search = experiment.sweep.search if experiment.sweep else None
+    return search is not None and search.algorithm == "optuna"
 
 
 def drawn_points(experiment: Experiment, draw: dict[str, Any]) -> list[Point]:
@@ -185,6 +195,11 @@ def _question_mistakes(experiment: Experiment) -> Iterator[Mistake]:
             where = ".".join(map(str, ("sweep", *place)))
             message = f"{where} = {metric} is reported by no point; {hint}"
             yield Mistake(("sweep", *place), metric, message)
+    if sweep.metric in known and sweep.mode is None:
+        try:
+            lower_is_better(sweep.metric)
+        except UserError as error:
+            yield Mistake(("sweep", "metric"), sweep.metric, f"sweep.metric: {error}")
     for index, claim in enumerate(sweep.claims):
         for path in claim.paths():
             if (sentence := unknown_path(path)) is not None:
@@ -193,7 +208,14 @@ def _question_mistakes(experiment: Experiment) -> Iterator[Mistake]:
 
 
 def _point_mistakes(experiment: Experiment) -> Iterator[Mistake]:
+    named: dict[str, Any] = {}
     for candidate in _candidates(experiment):
+        name = candidate.values.get(VARIANT)
+        first = named.setdefault(json.dumps(candidate.data, sort_keys=True), name)
+        if first != name:
+            message = f"sweep.variants: {first} and {name} make the same experiment; leave one out"
+            yield Mistake(("sweep", "variants"), None, message)
+            return
         for one in check(candidate.data)[1]:
             message = f"at the sweep's point {_shown(candidate.values)}: {one.message}"
             yield Mistake(("sweep", "grid"), one.value, message)

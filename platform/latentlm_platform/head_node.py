@@ -33,7 +33,7 @@ from latentlm_platform.job_client import JobClient
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 180.0
-TERM_TIMEOUT_S = 15.0
+TERM_TIMEOUT_S = 8.0
 MARK = "LATENTLM_HEAD"  # in the environment of all its processes
 
 

@@ -23,7 +23,8 @@ class Line:
     """What happened to a point; `trial` is the key of the trial that covers it.
 
     finished: all was measured. failed: an error that comes again. stopped: ended early for being
-    worse than others. A started point without a later line was interrupted and goes on.
+    worse than others. A point whose last line is its start was interrupted and goes on, unless it
+    was finished before. `draw` is what a search algorithm chose, whole.
     """
 
     event: Event
@@ -35,6 +36,7 @@ class Line:
     run_id: str = ""
     seconds: float = 0.0
     error: str = ""
+    draw: dict[str, Any] = field(default_factory=dict)
     at_s: float = 0.0
 
 
@@ -64,7 +66,7 @@ class Ledger:
         if not self.path.exists():
             return []
         lines = []
-        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for text in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 lines.append(Line(**json.loads(text)))
             except (json.JSONDecodeError, TypeError):
@@ -72,6 +74,20 @@ class Ledger:
         return lines
 
     def ends(self) -> dict[str, Line]:
-        """Point → how it ended: its last line, if it ended."""
-        last = {line.point: line for line in self.read() if line.event in ENDED}
-        return last
+        """Point → how it ended, if it did and was not begun again after it failed."""
+        ends: dict[str, Line] = {}
+        for line in self.read():
+            if line.event in ENDED:
+                ends[line.point] = line
+            elif line.point in ends and ends[line.point].event != "finished":
+                del ends[line.point]
+        return ends
+
+    def draws(self) -> int:
+        """How many draws of a search algorithm have ended; a draw that comes twice counts twice."""
+        times: dict[str, dict[str, int]] = {}
+        for line in self.read():
+            if line.event in ENDED:
+                of_trial = times.setdefault(line.trial, {})
+                of_trial[line.point] = of_trial.get(line.point, 0) + 1
+        return sum(max(of_trial.values()) for of_trial in times.values())

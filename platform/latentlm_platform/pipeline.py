@@ -162,6 +162,7 @@ def open_record(request: Request) -> RunRecord:
         source=request.source,
         overrides=request.overrides,
         attempt=attempt,
+        trained=request.trained.key if request.trained else "",
     )
 
 

@@ -151,7 +151,7 @@ def sweep_work(experiment: Experiment) -> Work:
 
 def _seconds(experiment: Experiment, work: Work) -> dict[str, float]:
     """Wall-clock by stage and in total; of a sweep, each distinct piece of work once."""
-    trials = [] if _is_optuna(experiment) else trials_of(sweep_points(experiment))
+    trials = trials_of(sweep_points(experiment))
     parts: dict[str, float] = {}
     done: set[tuple[str, str]] = set()
     for trial in trials:
@@ -168,11 +168,6 @@ def _seconds(experiment: Experiment, work: Work) -> dict[str, float]:
     at_once = min(experiment.sweep.max_concurrent if experiment.sweep else 1, cores())
     parts = {stage: seconds / at_once for stage, seconds in parts.items()}
     return {**parts, "total": sum(parts.values())}
-
-
-def _is_optuna(experiment: Experiment) -> bool:
-    search = experiment.sweep.search if experiment.sweep else None
-    return search is not None and search.algorithm == "optuna"
 
 
 def _memory_problems(experiment: Experiment, cluster: ClusterResources, per_rank: int) -> list[str]:

@@ -35,6 +35,7 @@ class RunRecord:
     stage: str = ""
     attempt: int = 1
     until: str | None = None
+    trained: str = ""  # the run whose model this one evaluates
     driver: dict[str, Any] = field(default_factory=dict)
     tracking_uri: str = ""
     run_id: str = ""

@@ -90,7 +90,7 @@ class StageContext:
         run.log_parameters(parameters | {p: v for p, v in chosen.items() if p == VARIANT})
         try:
             yield run
-        except (Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt, SystemExit):
             run.finish("KILLED")
             raise
         except BaseException:

@@ -1,13 +1,14 @@
 """The part of a sweep that is Ray Tune's: which trial is next, where it runs, when it is ended."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from latentlm_platform.arithmetic import TRIAL_CPUS
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment_claims import lower_is_better
 from latentlm_platform.experiment_search import Between, Search, Sweep
+from latentlm_platform.experiment_sweep import is_optuna
 from latentlm_platform.ledger import Line
 from latentlm_platform.progress import Bar
 from latentlm_platform.runs import now_s
@@ -16,6 +17,7 @@ from latentlm_platform.sweep_trial import TRAINED_LOSS, SweepJob, run_trial
 from latentlm_platform.trials import Trial
 
 STATE_EVERY_S = 300  # Tune's own snapshots, which nothing of ours reads
+LONGEST_TRAINING = 10**9  # steps, for ASHA; trainings end by themselves
 
 
 class SearchedSweep:
@@ -25,7 +27,7 @@ class SearchedSweep:
         assert job.experiment.sweep is not None
         self.job, self.sweep = job, job.experiment.sweep
         self.retry_failed = retry_failed
-        self.optuna = self.sweep.search is not None and self.sweep.search.algorithm == "optuna"
+        self.optuna = is_optuna(job.experiment)
         self.ends = job.ledger.ends()
         if retry_failed:
             self.ends = {key: e for key, e in self.ends.items() if e.event != "failed"}
@@ -35,7 +37,7 @@ class SearchedSweep:
         left = self._left()
         if not (self._samples_left() if self.optuna else left):
             return
-        watch = Watch(self.job, self.sweep, total=self._total(), done=self._ended_points())
+        watch = Watch(self.job, self.sweep, total=self._total())
         with watch.bar:
             self._fit(left, watch)
         watch.raise_if_ended_early()
@@ -46,9 +48,6 @@ class SearchedSweep:
     def _has_ended(self, trial: Trial) -> bool:
         return all(key in self.ends for key in trial.point_keys())
 
-    def _ended_points(self) -> int:
-        return len(self.ends)
-
     def _total(self) -> int:
         if self.optuna:
             assert self.sweep.search is not None
@@ -57,7 +56,7 @@ class SearchedSweep:
 
     def _samples_left(self) -> int:
         assert self.sweep.search is not None
-        return max(0, self.sweep.search.samples - len({e.trial for e in self.ends.values()}))
+        return max(0, self.sweep.search.samples - self.job.ledger.draws())
 
     def _fit(self, left: list[int], watch: "Watch") -> None:
         from ray import tune
@@ -80,7 +79,8 @@ class SearchedSweep:
                 num_samples=samples,
                 max_concurrent_trials=self.sweep.max_concurrent,
                 time_budget_s=self.sweep.time_budget_s,
-                reuse_actors=True,
+                # one that a stopper ends leaves its training behind, which must end with its actor
+                reuse_actors=self.sweep.stopper is None,
                 search_alg=self._search_algorithm() if self.optuna else None,
                 scheduler=self._scheduler(),
                 trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
@@ -104,16 +104,13 @@ class SearchedSweep:
             return None
         by = {"time_attr": "step", "metric": TRAINED_LOSS, "mode": "min"}
         if stopper.kind == "median":
-            return MedianStoppingRule(**by, grace_period=stopper.grace_steps)
-        longest = max(
-            (t.experiment.train.steps for t in self.job.trials),
-            default=self.job.experiment.train.steps,
-        )
+            never = float("inf")  # it would pause trials, and a paused one starts anew
+            return MedianStoppingRule(**by, grace_period=stopper.grace_steps, min_time_slice=never)
         return ASHAScheduler(
             **by,
             grace_period=stopper.grace_steps,
             reduction_factor=stopper.reduction,
-            max_t=longest + 1,
+            max_t=LONGEST_TRAINING,
         )
 
     def _search_algorithm(self) -> Any:
@@ -131,17 +128,27 @@ class SearchedSweep:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         search, metric = self.sweep.search, self.sweep.metric
         assert search is not None
-        known = [e for e in self.ends.values() if e.event == "finished" and metric in e.metrics]
-        points = [{p: e.values[p] for p in search.space if p in e.values} for e in known]
-        whole = [(p, e) for p, e in zip(points, known, strict=True) if len(p) == len(search.space)]
-        minimise = self.sweep.mode or ("min" if lower_is_better(metric) else "max")
-        algorithm = OptunaSearch(
+        first = {e.trial: e for e in reversed(self.ends.values()) if metric in e.metrics}
+
+        class EndsOnly(OptunaSearch):
+            """Only what a trial ends with is the metric: a training's validation loss is not."""
+
+            def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+                return
+
+            def on_trial_complete(
+                self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+            ) -> None:
+                failed = error or result is None or metric not in result
+                super().on_trial_complete(trial_id, None if failed else result, failed)
+
+        algorithm = EndsOnly(
             space=_optuna_space(search),
             metric=metric,
-            mode=minimise,
-            points_to_evaluate=[p for p, _ in whole] or None,
-            evaluated_rewards=[e.metrics[metric] for _, e in whole] or None,
-            seed=search.seed,
+            mode=self.sweep.better,
+            points_to_evaluate=[e.draw for e in first.values()] or None,
+            evaluated_rewards=[e.metrics[metric] for e in first.values()] or None,
+            seed=search.seed + self.job.ledger.draws(),  # the same seed would draw the same again
         )
         return ConcurrencyLimiter(algorithm, max_concurrent=self.sweep.max_concurrent)
 
@@ -163,12 +170,13 @@ def _optuna_space(search: Search) -> dict[str, Any]:
 class Watch:
     """Follows the trials for the driver: progress, failures, trials that Tune ended."""
 
-    def __init__(self, job: SweepJob, sweep: Sweep, *, total: int, done: int) -> None:
+    def __init__(self, job: SweepJob, sweep: Sweep, *, total: int) -> None:
         self.job, self.sweep = job, sweep
-        self.bar = Bar("sweep", total=total, unit="point")
+        self.optuna = is_optuna(job.experiment)
+        self.bar = Bar("sweep", total=total, unit="draw" if self.optuna else "point")
         self.started_s = now_s()
         self.failed = 0
-        self.bar.reach(done)
+        self.bar.reach(self._ended())
 
     def too_many_failed(self) -> bool:
         return self.failed > self.sweep.max_failed
@@ -213,7 +221,7 @@ class Watch:
         if result.get("failed") == 1:
             self.failed += 1
             self._say(f"a trial failed: {result['error']}")
-        elif "failed" not in result and self.sweep.stopper is not None and not self._is_ending():
+        elif "failed" not in result and self.sweep.stopper is not None:
             self._record(tuned, "stopped", "fell behind the others")
         self._reach()
 
@@ -224,10 +232,6 @@ class Watch:
         self._say(f"a trial died: {reason}")
         self._record(tuned, "failed", reason)
         self._reach()
-
-    def _is_ending(self) -> bool:
-        """Whether Tune is ending every trial."""
-        return self.too_many_failed() or self._budget_is_used()
 
     def _budget_is_used(self) -> bool:
         budget = self.sweep.time_budget_s
@@ -241,7 +245,7 @@ class Watch:
                 f" = {self.sweep.max_failed}",
                 exit_code=1,
             )
-        ended = len(self.job.ledger.ends())
+        ended = self._ended()
         if ended >= self.bar.total:
             return
         if self._budget_is_used():
@@ -263,9 +267,13 @@ class Watch:
     def _reach(self) -> None:
         ended = self.job.ledger.ends().values()
         found = [e.metrics[self.sweep.metric] for e in ended if self.sweep.metric in e.metrics]
-        best = min if lower_is_better(self.sweep.metric) else max
+        found = [value for value in found if math.isfinite(value)]
+        best = min if self.sweep.better == "min" else max
         note = f"best {best(found):.4g}" if found else ""
-        self.bar.reach(len(ended), note=note)
+        self.bar.reach(self._ended(), note=note)
+
+    def _ended(self) -> int:
+        return self.job.ledger.draws() if self.optuna else len(self.job.ledger.ends())
 
     def _say(self, sentence: str) -> None:
         from latentlm_platform.pipeline import say

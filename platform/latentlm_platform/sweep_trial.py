@@ -23,6 +23,7 @@ from latentlm_platform.splits import Splits, open_splits
 from latentlm_platform.tracking import TrackedRun, Tracker, open_tracker
 from latentlm_platform.trials import Trial, trial_of
 
+FLUSH_S = 60.0
 TRAINED_LOSS = "validation_loss"  # what trainings are compared by before they have ended
 
 
@@ -68,31 +69,35 @@ def run_trial(config: dict[str, Any], *, job: SweepJob) -> None:
     trial = None
     try:
         trial = job.trial(config)
-        job.ledger.append(_lines("started", trial))
-        metrics = _Performance(job, trial).run()
+        draw = {} if "trial" in config else config
+        job.ledger.append(_lines("started", trial, draw=draw))
+        metrics = _Performance(job, trial, draw=draw).run()
     except Exception as error:
         _Kept.evaluators.close()  # one of them may be dead
         own = own_error(error)
-        if own is None and not _is_programming(error):
+        if own is None and _process_died(error):
             raise
         sentence = str(own) if own is not None else f"{type(error).__name__}: {error}"
         lines = _lines("failed", trial, error=sentence) if trial else [_refused(config, sentence)]
         job.ledger.append(lines)
-        tune.report({"failed": 1, "error": sentence})
+        tune.report({"failed": 1, "error": sentence, "step": 0})
         return
-    tune.report(metrics | {"failed": 0})
+    tune.report(metrics | {"failed": 0, "step": trial.experiment.train.steps})
 
 
-def _is_programming(error: Exception) -> bool:
-    """Whether the error comes from the code or its settings and not from a process that died."""
-    return isinstance(error, ValueError | TypeError | KeyError | AttributeError | AssertionError)
+def _process_died(error: Exception) -> bool:
+    """Whether a process or a connection is gone, so that another try may end otherwise."""
+    from ray.exceptions import RayError, RayTaskError
+
+    gone = isinstance(error, RayError) and not isinstance(error, RayTaskError)
+    return gone or isinstance(error, ConnectionError)
 
 
 class _Performance:
     """One trial being done."""
 
-    def __init__(self, job: SweepJob, trial: Trial) -> None:
-        self.job, self.trial = job, trial
+    def __init__(self, job: SweepJob, trial: Trial, *, draw: dict[str, Any]) -> None:
+        self.job, self.trial, self.draw = job, trial, draw
         self.started_s = now_s()
         if _Kept.tracker is None:
             _Kept.tracker = open_tracker(trial.experiment.tracking)
@@ -114,9 +119,9 @@ class _Performance:
             _Kept.evaluators,
             tags=tags,
             values=self.trial.points[0].values,
-            on_entry=_report_training,
+            on_entry=self._report_training,
         )
-        if experiment.train.gpus_per_worker:
+        if experiment.train.gpus_per_worker and not self.job.trained:
             _Kept.evaluators.close()  # trainings need the GPUs that they hold
         done = dict(self.job.trained)
         if not done:
@@ -125,8 +130,19 @@ class _Performance:
             done["model"] = stages.make_model(context, done["codec"], done["latents"])
         done["evaluation"] = stages.evaluate_model(context, done["model"])
         lines = [self._finish(context, done, point) for point in self.trial.points]
+        self.tracker.outbox.flush(FLUSH_S)  # a line says that MLflow has the point
         self.job.ledger.append(lines)
         return lines[0].metrics
+
+    def _report_training(self, entry: Entry) -> None:
+        """Tell Tune how the training stands, so that it can end one that falls behind.
+
+        Of the last step nothing is told: what is trained to its end is evaluated.
+        """
+        from ray import tune
+
+        if TRAINED_LOSS in entry.metrics and entry.step < self.trial.experiment.train.steps:
+            tune.report({TRAINED_LOSS: entry.metrics[TRAINED_LOSS], "step": entry.step})
 
     def _finish(
         self, context: stages.StageContext, done: dict[str, Artifact], point: Point
@@ -148,12 +164,15 @@ class _Performance:
             artifacts={stage: artifact.key for stage, artifact in done.items()},
             run_id=run_id,
             seconds=now_s() - self.started_s,
+            draw=self.draw,
         )
 
 
-def _lines(event: Event, trial: Trial, *, error: str = "") -> Iterator[Line]:
+def _lines(
+    event: Event, trial: Trial, *, error: str = "", draw: dict[str, Any] | None = None
+) -> Iterator[Line]:
     for point, key in zip(trial.points, trial.point_keys(), strict=True):
-        yield Line(event, key, trial.key, values=point.values, error=error)
+        yield Line(event, key, trial.key, values=point.values, error=error, draw=draw or {})
 
 
 def _refused(draw: dict[str, Any], error: str) -> Line:
@@ -164,11 +183,3 @@ def _refused(draw: dict[str, Any], error: str) -> Line:
 
 def _splits(experiment: Experiment) -> Splits:
     return open_splits(experiment.corpus, seed=experiment.seed)
-
-
-def _report_training(entry: Entry) -> None:
-    """Tell Tune how a training stands, so that it can end one that falls behind."""
-    from ray import tune
-
-    if TRAINED_LOSS in entry.metrics:
-        tune.report({TRAINED_LOSS: entry.metrics[TRAINED_LOSS], "step": entry.step})

@@ -14,7 +14,6 @@ from latentlm_platform.cluster import connected
 from latentlm_platform.codec_training import check_codec_files
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment import Experiment
-from latentlm_platform.experiment_claims import lower_is_better
 from latentlm_platform.experiment_file import experiment_key, load_experiment
 from latentlm_platform.experiment_sweep import Point, stage_of, sweep_points
 from latentlm_platform.findings import Row, findings_report, read_findings, render_findings
@@ -51,7 +50,8 @@ def execute_sweep(request: Request, *, retry_failed: bool = False) -> RunRecord:
 def _drive(request: Request, record: RunRecord, *, retry_failed: bool) -> RunRecord:
     experiment = request.experiment
     points = sweep_points(experiment)
-    _refuse(experiment, points, trained=request.trained)
+    likely = points or [Point({}, experiment.model_copy(update={"sweep": None}))]  # of Optuna
+    _refuse(experiment, likely, trained=request.trained)
     tracker = open_tracker(experiment.tracking)
     parent = open_parent(tracker, record, request)
     parent.set_tags({"latentlm.kind": "sweep", "latentlm.sweep": record.key})
@@ -66,7 +66,7 @@ def _drive(request: Request, record: RunRecord, *, retry_failed: bool) -> RunRec
         error="",
     )
     with ending(record, parent, tracker), parent.system_metrics(), terminable():
-        _prepare(experiment, points, parent)
+        _prepare(likely, parent)
         job = SweepJob(
             key=record.key,
             attempt=record.attempt,
@@ -91,10 +91,11 @@ def _refuse(experiment: Experiment, points: list[Point], *, trained: RunRecord |
     if trained is not None:
         _refuse_training(experiment, points, trained)
     problems: dict[str, None] = {}
+    cluster = cluster_resources(experiment)
     for one in {work_key(p.experiment, SIZED): p.experiment for p in points}.values():
         unready = untrainable(one)
         sized = one.model_copy(update={"sweep": experiment.sweep})
-        found = [unready] if unready else cpu_problems(sized, cluster_resources(experiment))
+        found = [unready] if unready else cpu_problems(sized, cluster)
         problems |= dict.fromkeys(found)
     if problems:
         raise UserError("; ".join(problems), exit_code=3, report={"fits": False})
@@ -112,6 +113,11 @@ def _refuse_training(experiment: Experiment, points: list[Point], trained: RunRe
                 " trained model as it is: sweep only sample.… and evaluate.…, or leave --model out"
             )
     was = load_experiment(trained.source, overrides=trained.overrides)
+    if not trained.key.startswith(experiment_key(was)):
+        raise UserError(
+            f"{trained.source} has changed since run {trained.key} was started: undo the change, or"
+            " leave --model out"
+        )
     for section in sorted(MODEL_SECTIONS):
         if work_key(was, [section]) != work_key(experiment, [section]):
             raise UserError(
@@ -120,10 +126,10 @@ def _refuse_training(experiment: Experiment, points: list[Point], trained: RunRe
             )
 
 
-def _prepare(experiment: Experiment, points: list[Point], parent: TrackedRun) -> None:
+def _prepare(points: list[Point], parent: TrackedRun) -> None:
     """Look at every corpus and file of weights once, before any trial does."""
     by_corpus = {p.experiment.corpus.model_dump_json(): p.experiment for p in points}
-    for one in by_corpus.values() or [experiment]:
+    for one in by_corpus.values():
         open_corpus(one, parent)
     for one in {work_key(p.experiment, CODEC_SECTIONS): p.experiment for p in points}.values():
         check_codec_files(one)
@@ -160,11 +166,10 @@ def sweep_findings(record: RunRecord, experiment: Experiment) -> Any:
     """What the finished points say, by the sweep's own questions."""
     sweep = experiment.sweep
     assert sweep is not None
-    mode = sweep.mode or ("min" if lower_is_better(sweep.metric) else "max")
     return read_findings(
         rows_of(record, experiment),
         metric=sweep.metric,
-        mode=mode,
+        mode=sweep.better,
         claims=sweep.claims,
         replicate=sweep.replicate,
         cost=sweep.cost,

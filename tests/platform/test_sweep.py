@@ -219,6 +219,39 @@ def test_a_ledger_survives_a_torn_line(tmp_path: Path) -> None:
     assert ledger.ends()["p2"].event == "finished"
 
 
+def test_a_failed_point_that_is_begun_again_has_not_ended(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([Line("started", "p", "t"), Line("failed", "p", "t")])
+    assert set(ledger.ends()) == {"p"}
+    ledger.append([Line("started", "p", "t")])
+    assert ledger.ends() == {}
+    ledger.append([Line("finished", "p", "t"), Line("started", "p", "t")])
+    assert ledger.ends()["p"].event == "finished"
+
+
+def test_a_draw_that_comes_twice_counts_twice(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for trial in ("a", "b", "a"):  # two points each
+        ledger.append([Line("started", f"{trial}{i}", trial) for i in range(2)])
+        ledger.append([Line("finished", f"{trial}{i}", trial) for i in range(2)])
+    ledger.append([Line("started", "c0", "c")])
+    assert ledger.draws() == 3
+
+
+def test_equal_points_are_one_and_equal_variants_are_refused() -> None:
+    space = "{sample.steps: {kind: choice, values: [2, 3]}}"
+    assert len(sweep_points(swept(f"{{search: {{samples: 9, space: {space}}}}}"))) == 2
+    assert len(sweep_points(swept("{grid: {sample.cfg_scale: [1, 1.0, 2]}}"))) == 2
+    assert "a and b make the same experiment" in told("{variants: {a: {}, b: {train: {}}}}")
+
+
+def test_a_metric_without_a_known_direction_needs_a_mode() -> None:
+    assert "sweep.mode" in told("{grid: {sample.steps: [2]}, metric: latent_std}")
+    wanted = swept("{grid: {sample.steps: [2]}, metric: latent_std, mode: max}").sweep
+    assert wanted is not None
+    assert wanted.better == "max"
+
+
 def test_a_sweep_that_asks_too_much_is_refused_with_numbers_and_a_fix() -> None:
     experiment = swept("{max_concurrent: 3, grid: {train.seed: [0, 1, 2]}}")
     by_stage = {demand.stage: demand.cpus for demand in demands(experiment)}
@@ -248,7 +281,9 @@ def test_the_refusal_comes_within_five_seconds(
 
 def test_what_a_trained_model_fixes_cannot_be_swept() -> None:
     points = sweep_points(swept("{grid: {codec.variance.c_sigma: [0.1, 0.2]}}"))
-    trained = RunRecord(key="k", name="n", source=str(QUICKSTART), overrides=())
+    key = experiment_key(load_experiment(QUICKSTART))
+    trained = RunRecord(key=key, name="n", source=str(QUICKSTART), overrides=())
+    changed = RunRecord(key="k", name="n", source=str(QUICKSTART), overrides=())
     with pytest.raises(UserError, match="which belongs to the stage codec"):
         _refuse(swept("{grid: {codec.variance.c_sigma: [0.1, 0.2]}}"), points, trained=trained)
     other = swept("{grid: {sample.steps: [2, 5]}}", "train.steps=7")
@@ -256,6 +291,8 @@ def test_what_a_trained_model_fixes_cannot_be_swept() -> None:
         _refuse(other, sweep_points(other), trained=trained)
     same = swept("{grid: {sample.steps: [2, 5]}}")
     _refuse(same, sweep_points(same), trained=trained)
+    with pytest.raises(UserError, match="has changed since run k was started"):
+        _refuse(same, sweep_points(same), trained=changed)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def execute(arguments: argparse.Namespace) -> Result:
             overrides=record.overrides,
             until=record.until or STAGES[-1],
             named=record,
+            trained=find_run(record.trained) if record.trained else None,
             verbose=arguments.verbose,
         )
     )

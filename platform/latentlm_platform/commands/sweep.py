@@ -33,7 +33,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_platform.errors import UserError
     from latentlm_platform.experiment_file import experiment_key, load_experiment
     from latentlm_platform.pipeline import Request
-    from latentlm_platform.runs import find_run, read_run
+    from latentlm_platform.runs import find_run, read_runs
 
     try:
         experiment = load_experiment(arguments.file, overrides=arguments.overrides)
@@ -43,7 +43,8 @@ def execute(arguments: argparse.Namespace) -> Result:
                 f" `latentlm run {arguments.file}`"
             )
         key = experiment_key(experiment)
-        if arguments.resume and read_run(key) is None:
+        begun = any(record.key.startswith(key) for record in read_runs())
+        if arguments.resume and not begun:
             raise UserError(
                 f"no sweep {key} of {arguments.file} was begun here: leave --resume out, or look"
                 " for a change of the file since then"
