@@ -64,6 +64,11 @@ def cfg_scales(experiment: Experiment) -> tuple[float, ...]:
     return tuple(sorted(scales))
 
 
+def streams(cfg_scale: float) -> int:
+    """How many rows a generated image takes: a guided one has a twin without condition."""
+    return 1 if cfg_scale == 1 else 2
+
+
 class Evaluator:
     """Evaluates one exported model of an experiment on Ray actors."""
 
@@ -197,7 +202,8 @@ class Evaluator:
             columns = zip(*(part for _, part in collected[scale]), strict=True)
             described = Described(*(np.concatenate(column) for column in columns))
             metrics = self._score(labels, described, reference)
-            metrics["sampling_cpu_seconds_per_image"] = seconds / total
+            share = streams(scale) / sum(map(streams, collected))
+            metrics["sampling_cpu_seconds_per_image"] = seconds * share / self.settings.images
             self._write_grid(scale, np.concatenate(pictures[scale]))
             scores.append(ScaleScores(scale, metrics))
         return scores

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm_platform.experiment import Experiment
-from latentlm_platform.experiment_check import check
+from latentlm_platform.experiment_check import PATHS_AS_KEYS, check
 from latentlm_platform.experiment_schema import merged
 from latentlm_platform.experiment_sweep import sweep_mistakes
 from latentlm_platform.located_yaml import (
@@ -135,8 +135,9 @@ class _Merged:
         if parts[0] == "extends":
             self._refuse(place, ("extends",), text, "extends cannot be set; write it in the file")
             return
-        if parts[:2] == ["sweep", "grid"] and len(parts) > 2:
-            parts[2:] = [".".join(parts[2:])]
+        for prefix in PATHS_AS_KEYS:
+            if tuple(parts[: len(prefix)]) == prefix and len(parts) > len(prefix):
+                parts[len(prefix) :] = [".".join(parts[len(prefix) :])]
         value, refused = parse_value(text, file=place.file)
         path: KeyPath = tuple(parts)
         self.problems += [problem._replace(path=(*path, *problem.path)) for problem in refused]

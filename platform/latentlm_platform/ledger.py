@@ -40,6 +40,11 @@ class Line:
     at_s: float = 0.0
 
 
+def ledger_of(folder: Path) -> "Ledger":
+    """The ledger in a sweep's folder."""
+    return Ledger(folder / "ledger.jsonl")
+
+
 class Ledger:
     """A file of lines that several processes append to."""
 

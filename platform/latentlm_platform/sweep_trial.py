@@ -17,7 +17,7 @@ from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key
 from latentlm_platform.experiment_sweep import Point, drawn_points
 from latentlm_platform.journal import Entry
-from latentlm_platform.ledger import Event, Ledger, Line
+from latentlm_platform.ledger import Event, Ledger, Line, ledger_of
 from latentlm_platform.runs import now_s
 from latentlm_platform.splits import Splits, open_splits
 from latentlm_platform.tracking import TrackedRun, Tracker, open_tracker
@@ -48,11 +48,6 @@ class SweepJob:
         if "trial" in config:
             return self.trials[config["trial"]]
         return trial_of(drawn_points(self.experiment, config))
-
-
-def ledger_of(folder: Path) -> Ledger:
-    """The ledger in a sweep's folder."""
-    return Ledger(folder / "ledger.jsonl")
 
 
 class _Kept:

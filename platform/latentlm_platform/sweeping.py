@@ -17,7 +17,7 @@ from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key, load_experiment
 from latentlm_platform.experiment_sweep import Point, stage_of, sweep_points
 from latentlm_platform.findings import Row, findings_report, read_findings, render_findings
-from latentlm_platform.ledger import Line
+from latentlm_platform.ledger import Line, ledger_of
 from latentlm_platform.pipeline import (
     Request,
     ending,
@@ -30,7 +30,7 @@ from latentlm_platform.pipeline import (
 from latentlm_platform.plan import untrainable
 from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.sweep_search import SearchedSweep
-from latentlm_platform.sweep_trial import SweepJob, ledger_of
+from latentlm_platform.sweep_trial import SweepJob
 from latentlm_platform.tracking import TrackedRun, open_tracker
 from latentlm_platform.trials import CODEC_SECTIONS, MODEL_SECTIONS, trials_of, work_key
 

@@ -9,6 +9,7 @@ import pytest
 from latentlm_platform import cli
 from latentlm_platform.arithmetic import ClusterResources, cpu_problems, demands
 from latentlm_platform.errors import UserError
+from latentlm_platform.evaluation import streams
 from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key, load_experiment
 from latentlm_platform.experiment_sweep import drawn_points, reported_metrics, sweep_points
@@ -243,6 +244,17 @@ def test_equal_points_are_one_and_equal_variants_are_refused() -> None:
     assert len(sweep_points(swept(f"{{search: {{samples: 9, space: {space}}}}}"))) == 2
     assert len(sweep_points(swept("{grid: {sample.cfg_scale: [1, 1.0, 2]}}"))) == 2
     assert "a and b make the same experiment" in told("{variants: {a: {}, b: {train: {}}}}")
+
+
+def test_a_path_in_a_search_can_be_set_on_the_command_line() -> None:
+    search = "{search: {samples: 2, space: {train.alpha: {kind: uniform, low: 0, high: 1}}}}"
+    changed = "sweep.search.space.train.alpha={kind: choice, values: [0.5]}"
+    points = sweep_points(swept(search, changed))
+    assert [point.values for point in points] == [{"train.alpha": 0.5}]
+
+
+def test_a_guided_image_costs_twice_an_unguided_one() -> None:
+    assert [streams(scale) for scale in (1.0, 1, 1.5, 0.0)] == [1, 1, 2, 2]
 
 
 def test_a_metric_without_a_known_direction_needs_a_mode() -> None:

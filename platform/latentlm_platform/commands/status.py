@@ -1,10 +1,11 @@
-"""How far a run is: its status, its stage, and the last values of what it measures.
+"""How far a run is: its status, its stage, a sweep's points, the last values of what it measures.
 
 latentlm status quickstart
 latentlm status quickstart --address http://head:8265
 """
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from latentlm_platform.commands import Result
@@ -19,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> Result:
     if arguments.address is not None:
         return show_status(arguments)
+    from latentlm_platform.ledger import ledger_of
     from latentlm_platform.runs import find_run, now_s, reap
 
     reap()
@@ -33,6 +35,8 @@ def execute(arguments: argparse.Namespace) -> Result:
         "seconds": (record.ended_s or now_s()) - record.started_s,
         "metrics": record.metrics,
     }
+    if ends := ledger_of(record.folder).ends().values():
+        report["points"] = dict(Counter(line.event for line in ends))
     for name, value in report.items():
         if name != "metrics" and value != "":
             print(f"{name:<10} {value}")

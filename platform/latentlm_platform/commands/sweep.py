@@ -20,9 +20,10 @@ from latentlm_platform.commands.validate import add_overrides
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="experiment YAML with a sweep")
     add_overrides(parser)
-    parser.add_argument("--resume", action="store_true", help="only go on with one begun before")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--resume", action="store_true", help="only go on with one begun before")
+    which.add_argument("--new", action="store_true", help="repeat a finished sweep from scratch")
     parser.add_argument("--retry", choices=["failed"], help="try points again that failed")
-    parser.add_argument("--new", action="store_true", help="repeat a finished sweep from scratch")
     parser.add_argument(
         "--model", metavar="RUN", help="sample from this run's model; nothing is trained"
     )
