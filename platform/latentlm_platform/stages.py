@@ -25,7 +25,7 @@ from latentlm_platform.codec_scores import latent_health
 from latentlm_platform.codec_training import CodecTraining, train_codec
 from latentlm_platform.encoding import SPLITS, EncodingPass, moments_from
 from latentlm_platform.errors import UserError
-from latentlm_platform.evaluation import Evaluation, Evaluator, grid_file
+from latentlm_platform.evaluation import Evaluation, Evaluator, cfg_scales, grid_file
 from latentlm_platform.evaluator_pool import EvaluatorPool
 from latentlm_platform.experiment import Corpus, Experiment, ImageCodec
 from latentlm_platform.experiment_file import resolved_yaml
@@ -254,7 +254,7 @@ def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
             splits=context.splits,
             folder=artifact.folder,
         )
-        total = experiment.evaluate.images * (1 + len(experiment.evaluate.cfg_scales))
+        total = experiment.evaluate.images * len(cfg_scales(experiment))
         with Bar("evaluation", total=total, unit="image") as bar:
             result = evaluator.run(context.evaluators, on_progress=lambda done, _: bar.reach(done))
         artifact = replace(
