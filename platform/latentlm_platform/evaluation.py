@@ -101,6 +101,8 @@ class Evaluator:
             cfg_scales=cfg_scales(self.experiment),
         )
         for scores in scales:
+            above = scores.metrics[self.prefix] - shared[f"{self.prefix}_reconstruction"]
+            scores.metrics[f"{self.prefix}_above_reconstruction"] = above
             if scores.cfg_scale in exposures:
                 scores.metrics |= exposures[scores.cfg_scale].metrics()
                 scores.exposure_rows = exposures[scores.cfg_scale].rows()

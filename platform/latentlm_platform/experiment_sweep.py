@@ -36,6 +36,7 @@ REPORTED = (
     "generated_accuracy",
     "frechet_{features}",
     "frechet_{features}_reconstruction",
+    "frechet_{features}_above_reconstruction",
     "inception_style_{features}",
     "reconstruction_psnr",
     "reconstruction_ssim",

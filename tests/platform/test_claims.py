@@ -28,6 +28,7 @@ from making_rows import CFG, FID, SEED, SIGMA, claim, curves, row, verdict
         "teacher_forced_error",
         "variance_collapsed_channels",
         f"{FID}_reconstruction",
+        f"{FID}_above_reconstruction",
     ],
 )
 def test_less_is_better(metric: str) -> None:
