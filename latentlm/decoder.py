@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentlm.backbone import BackboneCache
-from latentlm.diffusion.samplers import scheduled_scale
+from latentlm.diffusion.samplers import Watch, scheduled_scale
 from latentlm.head_sampler import HeadSampler
 from latentlm.models import LatentLM, null_ids
 from latentlm.packed_linear import packed
@@ -56,7 +56,8 @@ class Row:
 class Decoding:
     """How to decode. `scales` guide each row; `capacity` is the number of elements to add at most.
 
-    `on_step` is called with what each step gave, while decoding goes on.
+    `on_step` is called with what each step gave, while decoding goes on; `watch` with the solver's
+    states of each latent.
     """
 
     scales: Sequence[float]
@@ -66,6 +67,7 @@ class Decoding:
     text: TextSamplerSettings = field(default_factory=TextSamplerSettings)
     compiled: bool = False
     on_step: Callable[[Elements], None] | None = None
+    watch: Watch | None = None
 
 
 class Decoder:
@@ -77,7 +79,7 @@ class Decoder:
     def __init__(self, model: LatentLM, prompts: Prompts, how: Decoding) -> None:
         self.model, self.how, self.settings = model, how, model.settings
         self.backbone = packed(model.backbone)
-        self.head = HeadSampler(model, how.sampler, compiled=how.compiled)
+        self.head = HeadSampler(model, how.sampler, compiled=how.compiled, watch=how.watch)
         self.device = prompts.ids_BT.device
         self.special = special_ids(self.settings.vocabulary or 0)  # unused without a vocabulary
         self.rows = self._rows(prompts)

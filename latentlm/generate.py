@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentlm.decoder import Decoder, Decoding, Elements, Prompts
-from latentlm.diffusion.samplers import guided_rows, scheduled_scale
+from latentlm.diffusion.samplers import Watch, guided_rows, scheduled_scale
 from latentlm.models import CodeLM, DiT, LatentLM, sample_all_latents
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import LATENT, Document, LatentSpan, TextSpan, pack
@@ -29,6 +29,7 @@ def sample_latents(
     text: TextSamplerSettings | None = None,
     compiled: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Normalised latents (B, N, Z) fp32 of a class-conditional model, for labels (B,).
 
@@ -36,7 +37,8 @@ def sample_latents(
     scale 1 runs no null stream. labels and noise are on the model's device. `progress` is called
     with (latents done, N), of a DiT, which draws all at once, with (evaluations done, of how many).
     `text` says how codes are drawn, which are a latent of width 1 each; `compiled` is for LatentLM
-    alone. Raises ValueError when labels and scales differ in length.
+    alone; `watch` is what `solver_states` looks through. Raises ValueError when labels and scales
+    differ in length.
     """
     if not len(labels_B) == len(cfg_scales_B) == len(noise) or not len(labels_B):
         raise ValueError(
@@ -51,6 +53,7 @@ def sample_latents(
             sampler=sampler,
             noise=noise,
             progress=progress,
+            watch=watch,
         )
     if isinstance(model, CodeLM):
         text = text or TextSamplerSettings()
@@ -74,10 +77,39 @@ def sample_latents(
         noise=noise,
         compiled=compiled,
         on_step=keep,
+        watch=watch,
     )
     empty_B1Z = torch.zeros(len(labels_B), 1, settings.latent_width, device=labels_B.device)
     Decoder(model, Prompts(labels_B[:, None], empty_B1Z), how).run()
     return torch.stack(steps, dim=1)
+
+
+def solver_states(
+    model: LatentLM | DiT,
+    labels_B: Tensor,
+    *,
+    cfg_scales_B: Tensor,
+    sampler: SamplerSettings,
+    noise: RowNoise,
+) -> Tensor:
+    """From noise to sample: (S + 1, B, N, Z) fp32, the last of which `sample_latents` returns.
+
+    State s holds every latent after s steps of its own solver loop. In LatentLM a latent is drawn
+    once those before it are, so that no state but the last existed at one time.
+    """
+    seen: list[Tensor] = []
+    sample_latents(
+        model,
+        labels_B,
+        cfg_scales_B=cfg_scales_B,
+        sampler=sampler,
+        noise=noise,
+        watch=seen.append,
+    )
+    states = torch.stack(seen)
+    if isinstance(model, DiT):
+        return states
+    return states.unflatten(0, (model.settings.latent_count or 0, -1)).permute(1, 2, 0, 3)
 
 
 def _sample_codes(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentlm.diffusion.packed_head import decoding_head
 from latentlm.diffusion.samplers import (
+    Watch,
     guidance_table,
     guided,
     guided_steps,
@@ -48,9 +49,20 @@ class _Guidance:
 
 
 class HeadSampler:
-    """One model's head under one `SamplerSettings`; `compiled` compiles it with torch.compile."""
+    """One model's head under one `SamplerSettings`; `compiled` compiles it with torch.compile.
 
-    def __init__(self, model: LatentLM, sampler: SamplerSettings, *, compiled: bool) -> None:
+    `watch` sees the states (K, Z) of one latent after another.
+    """
+
+    def __init__(
+        self,
+        model: LatentLM,
+        sampler: SamplerSettings,
+        *,
+        compiled: bool,
+        watch: Watch | None = None,
+    ) -> None:
+        self.watch = watch
         self.head = model.head if compiled else decoding_head(model.head)
         self.sampler = sampler
         self.width = model.settings.latent_width
@@ -79,7 +91,8 @@ class HeadSampler:
         """
         guidance = self._guidance(scales, guided_rows, hidden_PD.device)
         initial_KZ = noise.normal(Draw.INITIAL_NOISE, self.width) * self.sampler.temperature
-        if hidden_PD.is_cuda and not any(step.fresh for step in self.table):
+        captured = hidden_PD.is_cuda and self.watch is None
+        if captured and not any(step.fresh for step in self.table):
             return self._replay(guidance, hidden_PD, initial_KZ)
         return self._solve(guidance, hidden_PD, initial_KZ, noise)
 
@@ -105,6 +118,7 @@ class HeadSampler:
             initial_KZ,
             steps=self.table,
             fresh=fresh,
+            watch=self.watch,
         )
 
     def _guidance(

@@ -73,6 +73,7 @@ ALLOWED = {
         "mlflow": "*",
         "plotly": "*",
         "PIL": "*",
+        "numpy": "*",
         "latentlm_platform": "*",
     },
 }

@@ -24,6 +24,9 @@ Denoiser = Callable[[Tensor, int], Tensor]
 Fresh = Callable[[int], Tensor]
 """Index of the row → standard normal noise (B, Z)."""
 
+Watch = Callable[[Tensor], None]
+"""Called with every state of a solver, the noise first; it must not write to them."""
+
 Scale = TypeVar("Scale", float, Tensor)
 
 
@@ -189,17 +192,25 @@ def solver_table(process: DiffusionProcess, sampler: SamplerSettings) -> list[So
 
 
 def sample_x(
-    denoise: Denoiser, noise_BZ: Tensor, *, steps: Sequence[SolverStep], fresh: Fresh | None = None
+    denoise: Denoiser,
+    noise_BZ: Tensor,
+    *,
+    steps: Sequence[SolverStep],
+    fresh: Fresh | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """x₀ (B, Z) fp32 from noise x_T (B, Z) by the recurrence above.
 
     Nothing here waits for the device, and only Python numbers decide what runs: it can be
-    compiled or captured whole. `denoise` may keep its x_t: no tensor it saw is written to.
+    compiled or captured whole. `denoise` may keep its x_t: no tensor it saw is written to. `watch`
+    is called with each state, x_T first and x₀ last.
     Raises ValueError when the table adds noise (ddpm) and `fresh` is not given.
     """
     if fresh is None and any(step.fresh for step in steps):
         raise ValueError("this solver adds noise at every step; give sample_x `fresh`")
     x_BZ, previous_BZ = noise_BZ.float(), None
+    if watch is not None:
+        watch(x_BZ)
     for index, step in enumerate(steps):
         # a 16-bit prediction is widened inside the addition, which is in place on a new tensor
         x0_BZ = (step.a * x_BZ).add_(denoise(x_BZ, index), alpha=step.b)
@@ -209,6 +220,8 @@ def sample_x(
         if step.fresh and fresh is not None:
             x_BZ.add_(fresh(index), alpha=step.fresh)
         previous_BZ = x0_BZ
+        if watch is not None:
+            watch(x_BZ)
     return x_BZ
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latentlm.diffusion.samplers import (
+    Watch,
     guided,
     guided_rows,
     guided_steps,
@@ -29,10 +30,12 @@ def sample_all_latents(
     sampler: SamplerSettings,
     noise: RowNoise,
     progress: Callable[[int, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Normalised latents (B, N, Z) fp32 for labels (B,), as `latentlm.generate.sample_latents`.
 
-    `progress` is called with (evaluations done, of how many). Raises ValueError for a guidance
+    `progress` is called with (evaluations done, of how many), `watch` with the solver's states
+    (B, N, Z). Raises ValueError for a guidance
     schedule along latents, which here have no order.
     """
     if sampler.guidance_schedule != "constant":
@@ -70,6 +73,7 @@ def sample_all_latents(
         drawn(own, Draw.INITIAL_NOISE) * sampler.temperature,
         steps=table,
         fresh=lambda index: drawn(own.at(index), Draw.ANCESTRAL_NOISE),
+        watch=watch and (lambda x_BW: watch(x_BW.unflatten(1, shape))),
     )
     return latents_BW.unflatten(1, shape)
 

@@ -33,6 +33,8 @@ from latentlm_platform.splits import Splits, corpus_digests, preprocessing
 JUDGED_SETTINGS = {"held_out_fraction", "layout", "max_pixels", "image_column", "label_column"}
 GRID_ROWS = 8
 GRID_COLUMNS = 10
+TRACED_IMAGES = 4
+TRACED_STATES = 8
 Progress = Callable[[int, int], None]
 
 
@@ -94,6 +96,7 @@ class Evaluator:
         ray.get([actor.use_judge.remote(judge) for actor in actors])
         shared = self._shared(judge, references)
         scales = self._generate(ray, actors, references, on_progress)
+        self._write_trajectories(ray, actors)
         exposures = score_exposure(
             self.experiment,
             actors=actors,
@@ -264,6 +267,23 @@ class Evaluator:
                     fixed = (scale, sampler.solver, sampler.steps)
                     writer.writerow((i, self.experiment.seed, label, *fixed, said))
 
+    def _write_trajectories(self, ray: Any, actors: list[Any]) -> None:
+        """A picture for each scale: an image a row, its solver's states from noise to sample."""
+        if self.experiment.model.kind == "code_lm":
+            return  # words are drawn, not denoised
+        labels = np.arange(TRACED_IMAGES) % self.experiment.corpus.classes
+        scales = cfg_scales(self.experiment)
+        settings = {"sampler": self.experiment.sample, "seed": self.experiment.seed}
+        traced = [
+            actors[i % len(actors)].trace.remote(
+                labels=labels, cfg_scale=scale, states=TRACED_STATES, **settings
+            )
+            for i, scale in enumerate(scales)
+        ]
+        for scale, states in zip(scales, ray.get(traced), strict=True):
+            picture = tile_images(states.reshape(-1, *states.shape[2:]), columns=states.shape[1])
+            trajectory_file(self.folder, scale).write_bytes(encode_png(picture))
+
     def _write_grid(self, scale: float, pixels: np.ndarray) -> None:
         columns = min(GRID_COLUMNS, self.experiment.corpus.classes)
         picture = tile_images(pixels[: GRID_ROWS * columns], columns=columns)
@@ -273,6 +293,11 @@ class Evaluator:
 def grid_file(folder: Path, cfg_scale: float) -> Path:
     """The picture of what an evaluation in this folder generated at a scale."""
     return folder / f"samples-cfg-{cfg_scale:g}.png"
+
+
+def trajectory_file(folder: Path, cfg_scale: float) -> Path:
+    """The picture of how some of these images came out of noise; of codes there is none."""
+    return folder / f"trajectory-cfg-{cfg_scale:g}.png"
 
 
 def _named(name: str, interval: Interval) -> dict[str, float]:

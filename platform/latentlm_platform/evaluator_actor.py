@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from latentlm.features import feature_net
-from latentlm.generate import sample_latents
+from latentlm.generate import sample_latents, solver_states
 from latentlm.head_sampler import HeadSampler
 from latentlm.load import load
 from latentlm.metrics.classifier import SmallImageClassifier, train_classifier
 from latentlm.metrics.exposure_bias import ExposureMoments, teacher_forced_latents
 from latentlm.metrics.reconstruction import psnr, ssim
-from latentlm.models import LatentLM
+from latentlm.models import CodeLM, LatentLM
 from latentlm.randomness import RowNoise
 from latentlm.settings import SamplerSettings
 from latentlm.signals import pixels_to_signal, signal_to_pixels
@@ -201,6 +201,28 @@ class EvaluatorActor:
         pixels = signal_to_pixels(decoded).cpu().numpy()
         seconds = time.process_time() - started
         return pixels, self.describe(pixels), seconds
+
+    @torch.inference_mode()
+    def trace(
+        self, *, labels: np.ndarray, cfg_scale: float, sampler: Sample, seed: int, states: int
+    ) -> np.ndarray:
+        """uint8 (B, S, Y, X, C): the first images of these labels at that scale, from noise to
+        sample, S of their solver's states spread evenly, both ends among them."""
+        assert not isinstance(self.model, CodeLM)  # its words are drawn, not denoised
+        ids_B = torch.arange(len(labels), device=self.device)
+        found_SBNZ = solver_states(
+            self.model,
+            torch.from_numpy(labels).to(self.device),
+            cfg_scales_B=torch.full((len(labels),), cfg_scale, device=self.device),
+            sampler=sampler,
+            noise=RowNoise(seed=seed, ids_B=ids_B, epochs_B=EVALUATION_EPOCH),
+        )
+        last = len(found_SBNZ) - 1
+        chosen = torch.linspace(0, last, min(states, last + 1)).round().long()
+        latents_BSNZ = found_SBNZ[chosen].transpose(0, 1)
+        decoded = self.codec.decode(self.codec.denormalise(latents_BSNZ.flatten(0, 1)))
+        pixels: np.ndarray = signal_to_pixels(decoded).cpu().numpy()
+        return pixels.reshape(len(labels), len(chosen), *pixels.shape[1:])
 
     @torch.inference_mode()
     def expose(

@@ -25,7 +25,13 @@ from latentlm_platform.codec_scores import latent_health
 from latentlm_platform.codec_training import CodecTraining, train_codec
 from latentlm_platform.encoding import SPLITS, EncodingPass, moments_from
 from latentlm_platform.errors import UserError
-from latentlm_platform.evaluation import Evaluation, Evaluator, cfg_scales, grid_file
+from latentlm_platform.evaluation import (
+    Evaluation,
+    Evaluator,
+    cfg_scales,
+    grid_file,
+    trajectory_file,
+)
 from latentlm_platform.evaluator_pool import EvaluatorPool
 from latentlm_platform.experiment import Corpus, Experiment, ImageCodec
 from latentlm_platform.experiment_file import resolved_yaml
@@ -297,6 +303,9 @@ def log_evaluation(context: StageContext, artifact: Artifact, *, key: str = "") 
             run.log_table(rows, "exposure_bias.json")
         grid = grid_file(artifact.folder, sampler.cfg_scale)
         run.log_picture(read_png(grid.read_bytes()), "samples", 0)
+        trajectory = trajectory_file(artifact.folder, sampler.cfg_scale)
+        if trajectory.exists():
+            run.log_picture(read_png(trajectory.read_bytes()), "trajectory", 0)
         run.log_file(artifact.folder / "samples.csv")
         return run.run_id
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentlm.diffusion.samplers import sample_x, solver_table
-from latentlm.generate import sample_latents
+from latentlm.generate import sample_latents, solver_states
 from latentlm.models import DiT, find_targets
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import class_conditional
@@ -196,6 +196,15 @@ def test_progress_lengths_and_schedules() -> None:
     rising = dataclasses.replace(SAMPLER, guidance_schedule="rising")
     with pytest.raises(ValueError, match="a dit draws all at once: choose constant"):
         sample(model, sampler=rising)
+
+
+def test_states_end_in_the_sample() -> None:
+    model = make_model()
+    arguments: dict[str, Any] = {"cfg_scales_B": SCALES, "sampler": SAMPLER, "noise": make_noise()}
+    states = solver_states(model, LABELS, **arguments)
+    wanted = sample_latents(model, LABELS, **arguments)
+    assert states.shape == (5, *wanted.shape)
+    torch.testing.assert_close(states[-1], wanted, rtol=0, atol=0)
 
 
 def test_a_tiny_model_learns_two_classes() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentlm.diffusion.samplers import dpm_solver_pp_2m, sample_x
-from latentlm.generate import sample_latents
+from latentlm.generate import sample_latents, solver_states
 from latentlm.models import LatentLM, find_targets
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import class_conditional
@@ -132,6 +132,17 @@ def test_progress_counts_latents_and_lengths_are_checked(model: LatentLM) -> Non
     assert calls == [(done, 6) for done in range(1, 7)]
     with pytest.raises(ValueError, match="5 labels came with 2 guidance scales"):
         sample_latents(model, LABELS, cfg_scales_B=SCALES[:2], sampler=SAMPLER, noise=make_noise())
+
+
+def test_states_go_from_the_noise_of_each_latent_to_the_sample(model: LatentLM) -> None:
+    states = solver_states(model, LABELS, cfg_scales_B=SCALES, sampler=SAMPLER, noise=make_noise())
+    assert states.shape == (SAMPLER.steps + 1, 5, 6, 4)
+    torch.testing.assert_close(states[-1], sample(model), rtol=0, atol=0)
+    for position in range(6):
+        noise = make_noise().at(position + 1).normal(Draw.INITIAL_NOISE, 4)
+        torch.testing.assert_close(states[0][:, position], noise * SAMPLER.temperature)
+    steps = (states[1:] - states[:-1]).abs().amax(dim=(1, 2, 3))
+    assert (steps > 0).all()
 
 
 def test_a_tiny_model_learns_two_classes() -> None:
