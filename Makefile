@@ -13,7 +13,7 @@ quickstart: .venv/installed  ## set up, then run experiments/quickstart.yaml to 
 	$(BIN)/latentlm run experiments/quickstart.yaml
 
 test: .venv/installed-dev  ## set up, then run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 check: .venv/installed-dev  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check .

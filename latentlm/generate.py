@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -60,6 +61,25 @@ def sample_latents(
         return _sample_codes(
             model, labels_B, scales_B=cfg_scales_B, sampler=sampler, text=text, noise=noise
         )
+    how = Decoding(
+        scales=cfg_scales_B.tolist(),
+        capacity=model.settings.latent_count or 0,
+        sampler=sampler,
+        noise=noise,
+        compiled=compiled,
+        watch=watch,
+    )
+    return _sample_in_order(model, labels_B, how=how, progress=progress)
+
+
+def _sample_in_order(
+    model: LatentLM,
+    labels_B: Tensor,
+    *,
+    how: Decoding,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """A LatentLM's latents (B, N, Z), one after another."""
     settings = model.settings
     if settings.vocabulary is not None or settings.latent_count is None:
         raise ValueError("this model has a vocabulary, not classes; use generate()")
@@ -70,17 +90,9 @@ def sample_latents(
         if progress is not None:
             progress(len(steps), settings.latent_count or 0)
 
-    how = Decoding(
-        scales=cfg_scales_B.tolist(),
-        capacity=settings.latent_count,
-        sampler=sampler,
-        noise=noise,
-        compiled=compiled,
-        on_step=keep,
-        watch=watch,
-    )
     empty_B1Z = torch.zeros(len(labels_B), 1, settings.latent_width, device=labels_B.device)
-    Decoder(model, Prompts(labels_B[:, None], empty_B1Z), how).run()
+    prompts = Prompts(labels_B[:, None], empty_B1Z)
+    Decoder(model, prompts, replace(how, on_step=keep)).run()
     return torch.stack(steps, dim=1)
 
 

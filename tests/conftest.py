@@ -1,0 +1,13 @@
+"""How tests share two processes: those of one group stay in one, so that no two Rays compete."""
+
+import pytest
+
+GROUPS = ("ray", "browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test that needs a heavy companion joins its group; xdist starts the largest first."""
+    for item in items:
+        for group in GROUPS:
+            if item.get_closest_marker(group):
+                item.add_marker(pytest.mark.xdist_group(group))
