@@ -120,20 +120,26 @@ def demands(experiment: Experiment) -> list[Demand]:
 
 
 def cpu_problems(experiment: Experiment, cluster: ClusterResources) -> list[str]:
-    """A sentence with a fix for every stage that would wait for ever."""
-    problems = []
+    """A sentence with a fix for the stages that would wait for ever, those of one fix together."""
+    waiting: dict[tuple[str, str], list[str]] = {}
     for demand in demands(experiment):
         if demand.cpus > cluster.cpus + 1e-6:
-            problems.append(
-                f"{demand.stage} needs {demand.cpus:g} CPUs, the cluster has {cluster.cpus:g},"
-                f" and Ray would wait for ever: {_cpu_fix(demand, cluster)}"
+            lack = (
+                f"{demand.cpus:g} CPUs, the cluster has {cluster.cpus:g}, and Ray would wait for"
+                " ever"
             )
+            waiting.setdefault((lack, _cpu_fix(demand, cluster)), []).append(demand.stage)
         if demand.gpus > cluster.gpus + 1e-6:
-            problems.append(
-                f"{demand.stage} needs {demand.gpus:g} GPUs, the cluster has {cluster.gpus:g}:"
-                " set train.gpus_per_worker=0 and latents.gpus_per_actor=0, or fewer workers"
-            )
-    return problems
+            lack = f"{demand.gpus:g} GPUs, the cluster has {cluster.gpus:g}"
+            fix = "set train.gpus_per_worker=0 and latents.gpus_per_actor=0, or fewer workers"
+            waiting.setdefault((lack, fix), []).append(demand.stage)
+    return [f"{_need(stages)} {lack}: {fix}" for (lack, fix), stages in waiting.items()]
+
+
+def _need(stages: list[str]) -> str:
+    """`a needs`, `a and b each need`, `a, b and c each need`."""
+    *first, last = stages
+    return f"{', '.join(first)} and {last} each need" if first else f"{last} needs"
 
 
 def _cpu_fix(demand: Demand, cluster: ClusterResources) -> str:

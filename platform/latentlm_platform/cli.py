@@ -42,6 +42,7 @@ COMMANDS = {
     "corpora": Command("corpora", "public corpora by name: list, fetch"),
     "evaluators": Command("evaluators", "judges that are installed apart: list, fetch"),
     "schema": Command("schema", "JSON Schema of experiment files, for editors"),
+    "dashboards": Command("dashboards", "views and reports: list, apply, diff, open, report"),
     "ui": Command("ui", "open MLflow on this machine with the comparison views"),
     "bench": Command("bench", "measure speed against the libraries one would use instead"),
     "doctor": Command("doctor", "check packages, cores, memory, compiler, Ray, MLflow"),

@@ -103,6 +103,8 @@ class _Performance:
         experiment = self.trial.experiment
         tags = {"latentlm.sweep": self.job.key, "latentlm.trial": self.trial.key}
         self.tracker.kill_left(tags)  # by an earlier try
+        evaluations = tags | {"latentlm.kind": "evaluation"}
+        self.tracker.delete_left(evaluations, keys=set(self.trial.point_keys()))
         context = stages.StageContext(
             experiment,
             self.job.key,

@@ -17,7 +17,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,14 +222,24 @@ class Tracker:
 
     def kill_left(self, tags: dict[str, str]) -> None:
         """Mark runs with these tags KILLED that still read RUNNING though nobody works at them."""
-        chosen = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        query = f"{_with_tags(tags)} and attributes.status = 'RUNNING'"
 
         def kill() -> None:
-            query = " and ".join((*chosen, "attributes.status = 'RUNNING'"))
             for run in self.client.search_runs([self.experiment_id], query):
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
         self.outbox.send("runs left over", kill)
+
+    def delete_left(self, tags: dict[str, str], *, keys: Collection[str]) -> None:
+        """Delete runs of these tags and keys: whoever wrote them died before it could say so, and
+        they are about to be written again."""
+
+        def delete() -> None:
+            for run in self.client.search_runs([self.experiment_id], _with_tags(tags)):
+                if run.data.tags.get("latentlm.key") in keys:
+                    self.client.delete_run(run.info.run_id)
+
+        self.outbox.send("runs to be written again", delete)
 
     def close(self, timeout_s: float = 60.0) -> str | None:
         """Write what waits; one sentence about what was not written, None when all was."""
@@ -369,6 +379,11 @@ def explained(uri: str) -> Iterator[None]:
 def _cut(value: Any, characters: int) -> str:
     text = str(value)
     return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def _with_tags(tags: dict[str, str]) -> str:
+    """MLflow's search for runs that have them all."""
+    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
 def chunks(rows: list[Any], size: int) -> list[list[Any]]:

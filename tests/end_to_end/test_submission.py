@@ -1,6 +1,6 @@
-"""Experiments on a cluster that is there: a real head node, Ray Jobs, other shells.
+"""Sweeps and experiments on a cluster that is there: a real head node, Ray Jobs, other shells.
 
-One submission lives through everything: its driver is killed, it is submitted again, stopped,
+One submitted sweep lives through everything: its driver is killed, it is submitted again, stopped,
 resumed, and must come out as the same YAML does in one piece on this machine.
 """
 
@@ -29,8 +29,15 @@ SMALLER = {  # for the experiment of conftest.py
     "checkpoint: {every_steps: 10}": "checkpoint: {every_steps: 50}",
     "images: 20, cfg_scales: [1, 3]": "images: 8, exposure_bias_images: 0",
     "feature_size: 64, classifier_items: 500": "feature_size: 32, classifier_items: 100",
-    "name: small": "name: sent",
+    "name: small": "name: single",
 }
+SWEEP = """
+codec: {training: {workers: 1}}
+latents: {actors: 1}
+train: {workers: 1}
+evaluate: {actors: 1}
+sweep: {max_concurrent: 2, grid: {train.seed: [0, 1]}}
+"""
 
 
 class Shell(NamedTuple):
@@ -52,19 +59,27 @@ class Shell(NamedTuple):
         print(err[-4000:])
         return process.returncode, json.loads(out)
 
-    def record(self) -> dict[str, Any]:
-        """The only run of this home."""
-        paths = list((self.home / "runs").glob("*/run.json"))
-        assert len(paths) <= 1
-        found: dict[str, Any] = json.loads(paths[0].read_text("utf-8")) if paths else {}
+    def record(self, key: str) -> dict[str, Any]:
+        """What this home knows of a run; empty before it has begun."""
+        path = self.home / "runs" / key / "run.json"
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         return found
 
-    def losses(self, stage: str) -> dict[int, float]:
-        """Loss by step, of the only training of this home."""
-        paths = list((self.home / "artifacts" / stage).glob("*/journal.jsonl"))
-        assert len(paths) <= 1
-        entries, _ = Journal(paths[0]).read_from(0) if paths else ([], 0)
-        return {e.step: e.metrics["loss"] for e in entries if "loss" in e.metrics}
+    def losses(self, stage: str) -> dict[str, dict[int, float]]:
+        """Artifact's key → loss by step, of every training of this home that has begun."""
+        found = {}
+        for path in self.journals(stage):
+            entries, _ = Journal(path).read_from(0)
+            losses = {e.step: e.metrics["loss"] for e in entries if "loss" in e.metrics}
+            found |= {path.parent.name: losses} if losses else {}
+        return found
+
+    def journals(self, stage: str) -> list[Path]:
+        return list((self.home / "artifacts" / stage).glob("*/journal.jsonl"))
+
+    def checkpoints(self) -> list[Path]:
+        """Committed checkpoints of models."""
+        return list(self.home.glob("artifacts/model/*/checkpoints/step-*/MANIFEST.json"))
 
 
 def wait_for(what: Any, *, timeout_s: float = 900) -> Any:
@@ -76,14 +91,22 @@ def wait_for(what: Any, *, timeout_s: float = 900) -> Any:
 
 
 @pytest.fixture(scope="module")
-def file(experiment_file: Path) -> Path:
-    """The experiment of these tests."""
+def single(experiment_file: Path) -> Path:
+    """The experiment of these tests, without a sweep."""
     text = experiment_file.read_text(encoding="utf-8")
     for old, new in SMALLER.items():
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    path = experiment_file.with_name("sent.yaml")
+    path = experiment_file.with_name("single.yaml")
     path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(single: Path) -> Path:
+    """Two seeds of it as a sweep."""
+    path = single.with_name("sent.yaml")
+    path.write_text(f"extends: [{single.name}]\nname: sent\n{SWEEP}", encoding="utf-8")
     return path
 
 
@@ -100,7 +123,7 @@ class Up(NamedTuple):
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     shell = Shell(tmp_path_factory.mktemp("cluster"))
-    code, report = shell("cluster", "up", "--cpus", "4")
+    code, report = shell("cluster", "up", "--cpus", "6")
     assert (code, report["started"]) == (0, True), report
     head = json.loads((shell.home / "cluster" / "head.json").read_text())
     yield Up(shell, report["address"], head["pid"])
@@ -113,7 +136,8 @@ def killed(up: Up, file: Path) -> dict[str, Any]:
     code, sent = up.shell("submit", str(file))
     assert (code, sent["sent"], sent["address"]) == (0, True, up.address), sent
     follower = up.shell.start("logs", "-f", "sent", "--address", up.address)
-    driver = wait_for(lambda: up.shell.losses("codec") and up.shell.record()["driver"]["pid"])
+    wait_for(lambda: up.shell.losses("codec"))
+    driver = up.shell.record(sent["key"])["driver"]["pid"]
     os.kill(driver, signal.SIGKILL)
     out, _ = follower.communicate(timeout=900)
     assert follower.returncode == 137
@@ -124,15 +148,15 @@ def killed(up: Up, file: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def stopped(up: Up, file: Path, killed: dict[str, Any]) -> dict[str, Any]:
     """The second attempt: two shells submit at the same moment, a third stops it in training."""
+    assert not up.shell.checkpoints()
     shells = [up.shell.start("submit", str(file), "--json", "-") for _ in range(2)]
     sent = [json.loads(shell.communicate(timeout=900)[0]) for shell in shells]
     assert {one["id"] for one in sent} == {f"{killed['id']}.2"}
     assert sorted(one["sent"] for one in sent) == [False, True]
-    wait_for(lambda: len(up.shell.losses("model")) > 3)
+    wait_for(up.shell.checkpoints)
     code, report = up.shell("stop", "sent", "--address", up.address)
     assert (code, report["status"], report["exit_code"]) == (0, "STOPPED", 130), report
-    record = up.shell.record()
-    return {**report, "steps": len(up.shell.losses("model")), "record": record}
+    return {**report, "losses": up.shell.losses("model")}
 
 
 @pytest.fixture(scope="module")
@@ -165,20 +189,18 @@ def test_only_this_machine_and_only_with_the_token(up: Up) -> None:
 
 def test_a_killed_driver_is_told_with_its_log(up: Up, killed: dict[str, Any]) -> None:
     lines = killed["log"].splitlines()
-    assert len([line for line in lines if line.startswith("codec …")]) == 1
     assert len([line for line in lines if line.startswith("latentlm: run ")]) == 1
     code, status = up.shell("status", killed["id"], "--address", up.address)
     assert (code, status["exit_code"], status["key"]) == (0, 137, killed["key"])
-    assert up.shell.record()["status"] == "KILLED"
-    assert up.shell.record()["run_id"] == status["run_id"]
-    assert "codec …" in driver_log(up, status["run_id"])
+    assert up.shell.record(killed["key"])["status"] == "KILLED"
+    assert up.shell.record(killed["key"])["run_id"] == status["run_id"]
+    assert f"latentlm: run {killed['key']}" in driver_log(up, status["run_id"])
 
 
-def test_stopping_saves_a_checkpoint(up: Up, stopped: dict[str, Any]) -> None:
-    assert stopped["record"]["status"] == "KILLED"
-    assert 3 < stopped["steps"] < 200
-    (model,) = (up.shell.home / "artifacts" / "model").glob("*")
-    assert list(model.glob("checkpoints/step-*/MANIFEST.json"))
+def test_stopping_ends_every_trial(up: Up, stopped: dict[str, Any]) -> None:
+    assert up.shell.record(stopped["key"])["status"] == "KILLED"
+    assert stopped["losses"]
+    assert all(max(losses) < 200 for losses in stopped["losses"].values())
     code, error = up.shell("stop", "sent", "--address", up.address)
     assert code == 2
     assert "is not running: it reads STOPPED" in error["error"]
@@ -195,13 +217,13 @@ def test_a_resumed_run_is_one_run_in_every_list(
     code, again = up.shell("submit", str(file), "--follow")
     assert (code, again["id"]) == (0, finished["id"])
     code, status = up.shell("status", "sent", "--address", up.address)
-    assert status["run_id"] == up.shell.record()["run_id"]
+    assert status["run_id"] == up.shell.record(finished["key"])["run_id"]
     log = driver_log(up, status["run_id"])
     for attempt in (base, f"{base}.2", f"{base}.3"):
         assert log.count(f"Running entrypoint for job {attempt}:") == 1
     code, kept = up.shell("logs", finished["key"])
     assert (code, kept["log"]) == (0, log)
-    record = up.shell.record()
+    record = up.shell.record(finished["key"])
     assert record["source"] == str(up.shell.home / "submitted" / f"{base}.yaml")
     assert Path(record["source"]).is_file()
 
@@ -219,24 +241,57 @@ def driver_log(up: Up, run_id: str) -> str:
 def test_the_same_yaml_gives_the_same_here(
     up: Up, file: Path, finished: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Two models trained in three attempts there, and in one piece here."""
     here = Shell(tmp_path)
-    code, report = here("run", str(file), "--until", "model")
+    code, report = here("sweep", str(file))
     assert code == 0, report
     assert report["key"] == finished["key"]
-    for stage in ("codec", "model"):
-        there = up.shell.losses(stage)
-        assert len(there) > 5
-        assert there == pytest.approx(here.losses(stage), rel=1e-6)
-    assert here.losses("model").keys() == up.shell.losses("model").keys()
+    for stage, trainings in (("codec", 1), ("model", 2)):
+        there, mine = up.shell.losses(stage), here.losses(stage)
+        assert there.keys() == mine.keys()
+        assert len(mine) == trainings
+        for key, losses in mine.items():
+            assert there[key] == pytest.approx(losses, rel=1e-6)
+    resumed = [lines for lines in map(truncations, up.shell.journals("model")) if lines]
+    assert resumed, "no training went on from its checkpoint"
+    code, again = up.shell("sweep", str(file))
+    assert points(again) == pytest.approx(points(report), rel=1e-4)
 
 
-def test_a_cluster_too_small_is_the_jobs_exit_code(up: Up, file: Path) -> None:
+def truncations(journal: Path) -> list[int]:
+    """Steps after which a training went on."""
+    lines = map(json.loads, journal.read_text("utf-8").splitlines())
+    return [step for line in lines if (step := line.get("truncated_after"))]
+
+
+def points(report: dict[str, Any]) -> dict[str, float]:
+    """Key → score of every point."""
+    return {one["key"]: one["metrics"]["frechet_efficientnet_lite0"] for one in report["points"]}
+
+
+def test_an_experiment_is_sent_like_a_sweep(up: Up, single: Path, finished: dict[str, Any]) -> None:
+    """It finds the sweep's codec and model on the cluster's storage."""
+    trained = len(up.shell.losses("model"))
+    overrides = [part for line in SWEEP.splitlines()[1:-1] for part in ("--set", as_set(line))]
+    code, sent = up.shell("submit", str(single), *overrides, "--follow")
+    assert (code, sent["status"]) == (0, "SUCCEEDED"), sent
+    assert up.shell.record(sent["key"])["status"] == "FINISHED"
+    assert len(up.shell.losses("model")) == trained
+
+
+def as_set(line: str) -> str:
+    """`a: {b: 1}` → `a.b=1`."""
+    section, _, rest = line.partition(": {")
+    return f"{section}.{rest.replace(': {', '.').replace(': ', '=').rstrip('}')}"
+
+
+def test_a_cluster_too_small_is_the_jobs_exit_code(up: Up, single: Path) -> None:
     sizes = ("train.workers=16", "train.batch_size=64", "train.validation_items=64")
     overrides = [part for size in sizes for part in ("--set", size)]
-    process = up.shell.start("submit", str(file), *overrides, "--follow")
+    process = up.shell.start("submit", str(single), *overrides, "--follow")
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 3
-    assert "model training needs 17 CPUs, the cluster has 4" in out
+    assert "model training need 17 CPUs, the cluster has 6" in out
 
 
 def test_down_ends_everything_and_only_once(up: Up) -> None:

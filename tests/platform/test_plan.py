@@ -170,7 +170,7 @@ def test_the_command_exits_3_and_writes_its_json_all_the_same() -> None:
     assert done.returncode == 3, done.stderr
     report = json.loads(done.stdout)
     assert report["fits"] is False
-    assert any("needs 3.4 CPUs, the cluster has 2" in problem for problem in report["problems"])
+    assert any("need 3.4 CPUs, the cluster has 2" in problem for problem in report["problems"])
     assert "set train.cpus_per_worker=0.5 or cluster.cpus=4" in done.stderr
 
 

@@ -1,6 +1,9 @@
 """Sweeps before anything is trained: points, draws, trials, the ledger, and what is refused."""
 
-import time
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -270,24 +273,27 @@ def test_a_sweep_that_asks_too_much_is_refused_with_numbers_and_a_fix() -> None:
     assert by_stage["model training"] == pytest.approx(3 * (2 + 0.1) + 1)
     four = ClusterResources(cpus=4, gpus=0, local=True)
     problems = cpu_problems(experiment, four)
-    (model,) = (one for one in problems if one.startswith("model training"))
-    assert "needs 7.3 CPUs, the cluster has 4" in model
+    (model,) = (one for one in problems if "model training" in one)
+    assert "each need 7.3 CPUs, the cluster has 4" in model
     fix = model.rpartition(": set ")[2].split(" or ")[0]
     assert fix == "sweep.max_concurrent=1"
     mended = swept("{grid: {train.seed: [0, 1, 2]}}", fix)
     assert cpu_problems(mended, four) == []
 
 
-def test_the_refusal_comes_within_five_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LATENTLM_HOME", str(tmp_path))
+def test_the_refusal_takes_less_than_five_seconds(tmp_path: Path) -> None:
+    """Of the processor: what a clock on the wall says depends on what else the machine does."""
     sets = [ALONE, "sweep={grid: {train.seed: [0, 1]}, max_concurrent: 9}", "cluster.cpus=4"]
-    started = time.monotonic()
-    code = cli.main(["sweep", str(QUICKSTART), *(p for one in sets for p in ("--set", one))])
-    assert time.monotonic() - started < 5
-    assert code == 3
-    assert "the cluster has 4" in capfd.readouterr().err
+    command = [sys.executable, "-m", "latentlm_platform.cli", "sweep", str(QUICKSTART)]
+    command += [part for one in sets for part in ("--set", one)]
+    environment = os.environ | {"LATENTLM_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    assert done.returncode == 3
+    assert "the cluster has 4" in done.stderr
+    assert "set sweep.max_concurrent=" in done.stderr
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -249,3 +249,21 @@ def test_flatten() -> None:
     flat = flatten(nested)
     assert flat == {"a.b.c": "[1, 2]", "a.d": "null", "e": "text", "f": "true", "g": "{}"}
     assert json.loads(flat["a.b.c"]) == [1, 2]
+
+
+def test_what_a_dead_try_wrote_is_deleted_before_it_is_written_again(tracker: Tracker) -> None:
+    parent = tracker.start_run("sweep")
+    tags = {"latentlm.trial": "t", "latentlm.kind": "evaluation"}
+    runs = {
+        name: tracker.start_run(name, parent=parent, tags=tags | own)
+        for name, own in {
+            "again": {"latentlm.key": "a"},
+            "another point": {"latentlm.key": "b"},
+            "another trial": {"latentlm.key": "a", "latentlm.trial": "u"},
+        }.items()
+    }
+    runs["again"].finish("FINISHED")
+    tracker.delete_left(tags, keys={"a"})
+    assert tracker.close() is None
+    stages = {n: tracker.client.get_run(r.run_id).info.lifecycle_stage for n, r in runs.items()}
+    assert stages == {"again": "deleted", "another point": "active", "another trial": "active"}

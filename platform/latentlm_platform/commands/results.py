@@ -1,5 +1,6 @@
 """Performing a run for a person: its results table, its links, and what to do next."""
 
+import contextlib
 import sys
 
 from latentlm_platform.commands import Result
@@ -10,10 +11,12 @@ from latentlm_platform.tracking import store_uri
 
 UI_ADDRESS = "http://127.0.0.1:5000"
 VIEW = "cfg_scale"
+ALWAYS = (VIEW, "training_health")
 
 
 def perform(request: Request) -> Result:
     """Execute, apply the comparison views, print what came out."""
+    announce_views(request)
     record = execute(request)
     record = record.changed(links=mlflow_links(request, record))
     print(results_table(record))
@@ -21,21 +24,36 @@ def perform(request: Request) -> Result:
     return Result(run_report(record))
 
 
+def announce_views(request: Request) -> None:
+    """Before a run or a sweep begins: put the views in, so that its pages follow it from the first
+    step, and say where. A store that fails is for the run itself to tell."""
+    from latentlm_platform.tracking import open_tracker
+
+    with contextlib.suppress(Exception):
+        open_tracker(request.experiment.tracking)
+        for name, link in list(_applied(request).items())[:1]:
+            print(f"  follow it: {link}   ({name})", file=sys.stderr)
+
+
 def mlflow_links(request: Request, record: RunRecord) -> dict[str, str]:
-    """Links into MLflow; the views are applied on the way. Tracking never fails a run."""
-    from latentlm_dashboards import apply_views, view_names
+    """Links into MLflow, those that fit the experiment, the fittest first; all views are applied
+    on the way. Tracking never fails a run."""
+    try:
+        return _applied(request)
+    except Exception as error:  # whatever the store does, the results are complete
+        print(f"the comparison views could not be applied: {error}", file=sys.stderr)
+        return {}
+
+
+def _applied(request: Request) -> dict[str, str]:
+    from latentlm_dashboards import apply_views, views_about
 
     tracking = request.experiment.tracking
     uri = store_uri(tracking.uri)
     base = uri if uri.startswith("http") else UI_ADDRESS
-    try:
-        views: dict[str, str] = apply_views(
-            uri, tracking.experiment, names=view_names(), base_url=base
-        )
-    except Exception as error:  # whatever the store does, the results are complete
-        print(f"the comparison views could not be applied: {error}", file=sys.stderr)
-        views = {}
-    return views
+    links = {view.name: view.link for view in apply_views(uri, tracking.experiment, base_url=base)}
+    fitting = dict.fromkeys((*views_about(request.experiment.reproduces), *ALWAYS))
+    return {name: links[name] for name in fitting}
 
 
 def results_table(record: RunRecord) -> str:
@@ -79,6 +97,7 @@ def next_steps(request: Request, record: RunRecord) -> str:
             lines.append("  latentlm ui        opens MLflow on this machine; then")
         order = sorted(record.links, key=lambda name: name != VIEW)
         lines += [f"  {record.links[name]}   ({name})" for name in order]
+        lines.append("  latentlm dashboards list    names all the views")
     lines += [
         "Next:",
         f"  latentlm sample {record.key} --classes 0,1,2 --cfg-scale 2",

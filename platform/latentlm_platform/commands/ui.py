@@ -4,7 +4,8 @@
     latentlm ui --port 5001 --experiment sigma
     latentlm ui --uri http://tracking:5000     # a server that runs already: only adds the views
 
-It prints a link for each view and serves until Ctrl-C, to this machine only.
+It prints the links, first the one that answers "which CFG scale is best?", and serves until
+Ctrl-C, to this machine only.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import NoReturn
 from latentlm_platform.commands import Result
 from latentlm_platform.errors import UserError
 
+FIRST = "cfg_scale"
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
 
@@ -30,7 +32,9 @@ STOP_TIMEOUT_S = 10.0
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
     parser.add_argument("--uri", help="MLflow store; default: the database in $LATENTLM_HOME")
-    parser.add_argument("--experiment", help="MLflow experiment that gets the views")
+    parser.add_argument(
+        "--experiment", help="MLflow experiment that gets the views (default: all with our runs)"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> Result:
@@ -41,22 +45,43 @@ def execute(arguments: argparse.Namespace) -> Result:
     tracking = Tracking(uri=arguments.uri, **chosen)
     tracker = open_tracker(tracking)
     if tracker.uri.startswith("http"):
-        return Result(_report(tracker.uri, tracker.uri, tracking.experiment))
+        return Result(_report(tracker.uri, tracker.uri, arguments.experiment))
     url = f"http://127.0.0.1:{arguments.port}"
-    report = _report(tracker.uri, url, tracking.experiment)
+    report = _report(tracker.uri, url, arguments.experiment)
     print("starting MLflow, which takes up to a minute", file=sys.stderr)
     server = _start(tracker.uri, arguments.port)
     print(f"MLflow answers at {url}; Ctrl-C ends it")
     return Result(report, then=lambda: _serve(server))
 
 
-def _report(uri: str, url: str, experiment: str) -> dict[str, object]:
-    from latentlm_dashboards import apply_views, view_names
+def _report(uri: str, url: str, experiment: str | None) -> dict[str, object]:
+    """Apply all views, print the way to them, the first question first."""
+    from latentlm_dashboards import tracked_experiments
+    from latentlm_platform.experiment import Tracking
 
-    links = apply_views(uri, experiment, names=view_names(), base_url=url)
-    for name, link in links.items():
-        print(f"{name}: {link}")
-    return {"url": url, "views": links}
+    names = [experiment] if experiment else tracked_experiments(uri)
+    views = {name: _applied(uri, url, name) for name in names or [Tracking().experiment]}
+    print(f"MLflow's pages: {url}")
+    for name, links in views.items():
+        for view in (FIRST, *sorted(links.keys() - {FIRST})) if links else ():
+            where = f"  (experiment {name})" if len(views) > 1 else ""
+            print(f"{view}: {links[view]}{where}")
+            if len(views) > 1:
+                break  # of several experiments the first question; the page's menu has the rest
+    print("a report in one file: latentlm dashboards report RUN   (`latentlm list` names them)")
+    first = next(iter(views.values()))
+    return {"url": url, "views": first, "experiments": views}
+
+
+def _applied(uri: str, url: str, experiment: str) -> dict[str, str]:
+    """View → link; none, with the reason, where MLflow is too old for views."""
+    from latentlm_dashboards import apply_views
+
+    try:
+        return {v.name: v.link for v in apply_views(uri, experiment, base_url=url)}
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return {}
 
 
 def _start(uri: str, port: int) -> "subprocess.Popen[bytes]":
