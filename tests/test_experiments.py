@@ -46,6 +46,7 @@ WORK = {  # points, codec trainings, model trainings, sampling trials
     SMALL.format("resolution"): (9, 3, 9, 9),
     SMALL.format("sigma_cfg"): (120, 5, 30, 30),
     SMALL.format("sigma_cfg_length"): (48, 2, 24, 24),
+    SMALL.format("sigma_drawn"): (96, 1, 24, 24),
     SMALL.format("size"): (18, 1, 18, 18),
     SMALL.format("steps"): (21, 1, 3, 21),
     SMALL.format("timesteps_per_token"): (12, 1, 12, 12),

@@ -12,6 +12,8 @@ from pydantic import Field, Tag
 
 from latentlm.settings import (
     CodecSettings,
+    FixedVariance,
+    HalfNormalVariance,
     ImageCodecSettings,
     ModelSettings,
     SamplerSettings,
@@ -196,6 +198,9 @@ class Latents(Section):
     cpus_per_actor: Rate = 1.0
     gpus_per_actor: Weight = 0.0
     batch_size: Positive = Field(256, description="Images encoded at once.")
+    variance: Annotated[FixedVariance | HalfNormalVariance, Field(discriminator="kind")] | None = (
+        Field(None, description="Draws latents by this law; default: the one of the codec.")
+    )
 
 
 class Zero(Section):

@@ -44,6 +44,14 @@ def rules(experiment: Experiment) -> Iterator[Problem]:
             f"{schedule} follows latents one after another; a dit draws all at once:"
             " choose constant",
         )
+    law = getattr(experiment.codec, "variance", None)
+    if experiment.latents.variance and (law is None or law.kind == "diagonal_gaussian"):
+        kind = experiment.codec.kind if law is None else law.kind
+        yield (
+            "latents.variance",
+            f"another law needs a codec whose noise is not its own to predict, and this one is"
+            f" {kind}: remove latents.variance, or choose codec.variance.kind fixed or half_normal",
+        )
     codec = experiment.codec.training
     for path, sentence in divides(
         "workers", codec.workers, "codec.training.batch_size", codec.batch_size

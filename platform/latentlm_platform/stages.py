@@ -23,6 +23,7 @@ from latentlm.media import read_png
 from latentlm_platform.artifacts import Artifact, building, key_of
 from latentlm_platform.codec_scores import latent_health
 from latentlm_platform.codec_training import CodecTraining, train_codec
+from latentlm_platform.drawing import redrawn_codec
 from latentlm_platform.encoding import SPLITS, EncodingPass, moments_from
 from latentlm_platform.errors import UserError
 from latentlm_platform.evaluation import (
@@ -201,8 +202,9 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
     experiment = context.experiment
     train = experiment.train.model_dump(mode="json", exclude={"max_failures"})
     flip = experiment.corpus.flip
+    law = experiment.latents.model_dump(mode="json")["variance"]
     sections = (experiment.model.model_dump(mode="json"), train, experiment.latents.mode)
-    key = context.key("model", codec.key, latents.key, sections, flip)
+    key = context.key("model", codec.key, latents.key, sections, flip, *([law] if law else []))
     with building("model", key) as finished:
         if finished:
             return _reused(context, finished)
@@ -211,8 +213,13 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
         cache = latent_cache(experiment, latents)
         summary = cache.summary() or {}
         sizes = {split: tuple(rows) for split, rows in summary["rows"].items()}
+        drawing = codec.folder / "codec"
+        if (variance := experiment.latents.variance) is not None:
+            moments, source = moments_from(summary["moments"]), drawing
+            drawing = artifact.folder / "codec"
+            redrawn_codec(source, variance=variance, moments=moments, target=drawing)
         training = ModelTraining(
-            key, experiment, artifact.folder, codec.folder / "codec", cache, context.splits, sizes
+            key, experiment, artifact.folder, drawing, cache, context.splits, sizes
         )
         started = time.monotonic()
         with context.child("model", "model", key=key) as run:
