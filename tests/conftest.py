@@ -1,4 +1,4 @@
-"""How tests share two processes: those of one group stay in one, so that no two Rays compete."""
+"""How tests share two processes: a group stays in one, with the Ray or the browser it uses."""
 
 import pytest
 
@@ -8,6 +8,8 @@ GROUPS = ("ray", "browser")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each test that needs a heavy companion joins its group; xdist starts the largest first."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         for group in GROUPS:
             if item.get_closest_marker(group):
                 item.add_marker(pytest.mark.xdist_group(group))

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +94,34 @@ def test_a_finished_sweep_answers_at_once(
     assert time.monotonic() - started < 60
 
 
-def test_a_harmed_sweep_ends_with_the_same_table(
-    sweep_file: Path, unharmed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """A trial's process is killed, then the driver, then Tune's own files are emptied."""
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A home whose MLflow is a server, and its address."""
     elsewhere = tmp_path_factory.mktemp("harmed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "latentlm_platform.cli", "ui", "--port", str(port)]
+    environment = os.environ | {"LATENTLM_HOME": str(elsewhere)}
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert server.stdout is not None
+    assert any("MLflow answers" in line for line in server.stdout)
+    yield elsewhere, f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait(30)
+
+
+def test_a_harmed_sweep_ends_with_the_same_table(
+    sweep_file: Path, unharmed: dict[str, Any], served: tuple[Path, str]
+) -> None:
+    """A trial's process is killed, then the driver, then Tune's own files are emptied. MLflow is a
+    server here, and a database in the sweep that it is compared with."""
+    elsewhere, url = served
     environment = os.environ | {"LATENTLM_HOME": str(elsewhere)}
     ledger = Ledger(elsewhere / "runs" / unharmed["key"] / "ledger.jsonl")
-    sweep = Sweep(sweep_file, environment)
+    sweep = Sweep(sweep_file, environment, "--set", f"tracking.uri={url}")
     sweep.wait(lambda: bool(list(elsewhere.glob("artifacts/model/*/checkpoints/*"))))
     sweep.kill_trial()
     sweep.wait(lambda: "finished" in {line.event for line in ledger.read()})
@@ -115,7 +137,7 @@ def test_a_harmed_sweep_ends_with_the_same_table(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)
-    assert report["key"] == unharmed["key"]
+    assert (report["key"], report["tracking_uri"]) == (unharmed["key"], url)
     assert table(report) == pytest.approx(table(unharmed), rel=1e-4)
     assert reruns(ledger.read(), finished_before=before) == 0
     statuses = {run.info.status for run in runs_of(report)}
@@ -135,8 +157,9 @@ def reruns(lines: list[Line], *, finished_before: list[Line]) -> int:
 class Sweep:
     """A sweep in a process of its own, to be harmed."""
 
-    def __init__(self, file: Path, environment: dict[str, str]) -> None:
-        self.command = [sys.executable, "-m", "latentlm_platform.cli", "sweep", str(file)]
+    def __init__(self, file: Path, environment: dict[str, str], *arguments: str) -> None:
+        command = (sys.executable, "-m", "latentlm_platform.cli", "sweep", str(file))
+        self.command = [*command, *arguments]
         self.driver = subprocess.Popen(
             self.command, cwd=ROOT, env=environment, start_new_session=True
         )
