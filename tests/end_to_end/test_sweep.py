@@ -21,6 +21,7 @@ from latentlm_platform.ledger import Ledger, Line
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 METRIC = "frechet_efficientnet_lite0"
+SIGMA = "codec.variance={kind: fixed, sigma: 1}"
 SWEEP = """
 extends: [{base}]
 name: swept
@@ -180,17 +181,23 @@ class Sweep:
         raise AssertionError("no trial runs")
 
 
-def test_sampling_alone_trains_nothing_and_agrees_with_evaluate(
-    cli: Any, home: Path, unharmed: dict[str, Any], sweep_file: Path
-) -> None:
-    base, model = sweep_file.with_name("based.yaml"), ["codec.variance={kind: fixed, sigma: 1}"]
+@pytest.fixture(scope="module")
+def based(cli: Any, unharmed: dict[str, Any], sweep_file: Path) -> Path:
+    """The sweep's experiment without its sweep; with `SIGMA` it has been run."""
+    base = sweep_file.with_name("based.yaml")
     base.write_text(sweep_file.read_text().partition("sweep:\n")[0].replace("swept", "based"))
-    code, _ = cli("run", str(base), "--set", model[0])
+    code, _ = cli("run", str(base), "--set", SIGMA)
     assert code == 0
+    return base
+
+
+def test_sampling_alone_trains_nothing_and_agrees_with_evaluate(
+    cli: Any, home: Path, based: Path
+) -> None:
     models = set((home / "artifacts" / "model").iterdir())
     grid = "sweep={max_concurrent: 2, grid: {sample.steps: [2, 3], sample.cfg_scale: [1, 2, 4]}}"
-    sets = ["--set", model[0], "--set", grid]
-    code, report = cli("sweep", str(base), *sets, "--model", "based")
+    sets = ["--set", SIGMA, "--set", grid]
+    code, report = cli("sweep", str(based), *sets, "--model", "based")
     assert code == 0
     assert set((home / "artifacts" / "model").iterdir()) == models
     assert len(table(report)) == 6
@@ -200,16 +207,40 @@ def test_sampling_alone_trains_nothing_and_agrees_with_evaluate(
     code, alone = cli("evaluate", "based", *override)
     assert code == 0
     assert alone["metrics"][METRIC] == pytest.approx(point["metrics"][METRIC], rel=1e-3)
-    key = experiment_key(load_experiment(base, overrides=[model[0], grid]))
+    key = experiment_key(load_experiment(based, overrides=[SIGMA, grid]))
     assert report["key"] == key
 
 
-def test_a_failing_point_does_not_sink_the_sweep(cli: Any, sweep_file: Path, home: Path) -> None:
+def test_optuna_draws_one_point_after_another(cli: Any, home: Path, based: Path) -> None:
+    scale, steps = "{kind: uniform, low: 1, high: 4}", "{kind: integer, low: 2, high: 4}"
+    space = f"sample.cfg_scale: {scale}, sample.steps: {steps}"
+    search = f"sweep={{search: {{algorithm: optuna, samples: 3, space: {{{space}}}}}}}"
+    code, report = cli("sweep", str(based), "--set", SIGMA, "--set", search, "--model", "based")
+    assert (code, report["status"]) == (0, "FINISHED"), report
+    drawn = [point["values"] for point in report["points"]]
+    assert len({json.dumps(values) for values in drawn}) == 3
+    assert all(1 <= values["sample.cfg_scale"] <= 4 for values in drawn)
+    assert all(values["sample.steps"] in (2, 3, 4) for values in drawn)
+    best = report["findings"]["best"]
+    assert best["values"] in drawn
+    assert Ledger(home / "runs" / report["key"] / "ledger.jsonl").draws() == 3
+
+
+def test_a_training_that_falls_behind_is_stopped(cli: Any, home: Path, based: Path) -> None:
+    stopper = "stopper: {kind: asha, grace_steps: 20, reduction: 2}"
+    grid = f"sweep={{{stopper}, grid: {{train.optimizer.learning_rate: [2e-3, 1e-7]}}}}"
+    code, report = cli("sweep", str(based), "--set", SIGMA, "--set", grid)
+    assert (code, report["status"]) == (0, "FINISHED"), report
+    ends = Ledger(home / "runs" / report["key"] / "ledger.jsonl").ends().values()
+    events = {end.values["train.optimizer.learning_rate"]: end.event for end in ends}
+    assert events == {2e-3: "finished", 1e-7: "stopped"}
+    assert "RUNNING" not in {run.info.status for run in runs_of(report)}
+
+
+def test_a_failing_point_does_not_sink_the_sweep(cli: Any, based: Path, home: Path) -> None:
     """A learning rate at which the loss is not finite fails alone, once, and is told."""
-    base = sweep_file.with_name("based.yaml")
     grid = "sweep={max_concurrent: 2, grid: {train.optimizer.learning_rate: [2e-3, 1e30]}}"
-    sets = ["--set", "codec.variance={kind: fixed, sigma: 1}", "--set", grid]
-    code, report = cli("sweep", str(base), *sets)
+    code, report = cli("sweep", str(based), "--set", SIGMA, "--set", grid)
     assert code == 4
     assert report["status"] == "FINISHED"
     (failed,) = report["failed"]
