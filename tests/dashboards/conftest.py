@@ -1,12 +1,51 @@
-"""A real SQLite store that holds runs of the shape that `latentlm run` writes."""
+"""Real stores that hold runs of the shape that the platform writes, and MLflow's pages of them.
 
+`uri` is a small SQLite store, `pages` MLflow's server on SQLite as `latentlm ui` starts it, with
+runs of every track, `postgres_pages` one on PostgreSQL, `browser` headless Chromium.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from latentlm_dashboards.runs import connect
+from making_tracked_runs import write_every_track
 
 CFG_SCALES = (1.0, 1.5, 2.0, 3.0)
+POSTGRES = Path("/usr/lib/postgresql/15/bin")
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+START_S = 240.0
+
+
+@dataclass(frozen=True)
+class Pages:
+    """MLflow's pages: where, the store behind them, what `latentlm ui` printed and reported."""
+
+    url: str
+    uri: str
+    experiment: str
+    printed: str
+    report: dict[str, Any]
+
+    @property
+    def client(self) -> Any:
+        return connect(self.uri)
+
+    def tags(self) -> dict[str, str]:
+        tags: dict[str, str] = self.client.get_experiment_by_name(self.experiment).tags
+        return tags
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +63,43 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def client(uri: str) -> Any:
     return connect(uri)
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
+    home = tmp_path_factory.mktemp("sqlite_pages")
+    with _pages(f"sqlite:///{home}/mlflow.db", home) as pages:
+        yield pages
+
+
+@pytest.fixture(scope="session")
+def postgres_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
+    home = tmp_path_factory.mktemp("postgres_pages")
+    with _postgres(home) as uri, _pages(uri, home) as pages:
+        yield pages
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if not (CHROMIUM.exists() and DRIVER.exists()):
+        pytest.skip("Debian's chromium and chromium-driver are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (
+        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
+        *("disable-background-networking", "disable-component-update", "disable-sync"),
+        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
+        "window-size=1700,2200",  # charts below the fold are not drawn
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    driver.set_page_load_timeout(120)
+    driver.set_script_timeout(120)
+    yield driver
+    driver.quit()
 
 
 def write_run(client: Any, experiment: str, *, name: str, key: str, width: int) -> str:
@@ -50,3 +126,64 @@ def write_run(client: Any, experiment: str, *, name: str, key: str, width: int) 
         client.log_metric(child, "generated_accuracy", 0.9 - (scale - 2) ** 2 / 10)
         client.log_metric(child, "frechet_efficientnet_lite0", 20 + scale)
     return run
+
+
+@contextlib.contextmanager
+def _pages(uri: str, home: Path) -> Iterator[Pages]:
+    """`latentlm ui` on a store with runs of every track."""
+    client = connect(uri)
+    folder = home / "mlartifacts"
+    experiment = client.create_experiment("latentlm", artifact_location=folder.as_uri())
+    write_every_track(client, experiment)
+    report, port = home / "ui.json", free_port()
+    command = [sys.executable, "-m", "latentlm_platform.cli", "ui", "--uri", uri]
+    with (home / "ui.txt").open("wb") as output:
+        server = subprocess.Popen(
+            [*command, "--port", str(port), "--json", str(report)],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "LATENTLM_HOME": str(home), "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        deadline_s = time.monotonic() + START_S
+        while not report.exists() and server.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        printed = (home / "ui.txt").read_text()
+        assert report.exists(), printed
+        found = json.loads(report.read_text())
+        yield Pages(found["url"], uri, "latentlm", printed, found)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+
+
+@contextlib.contextmanager
+def _postgres(folder: Path) -> Iterator[str]:
+    """PostgreSQL of its own on a loopback port; as an unprivileged user where we are root."""
+    if not (POSTGRES / "initdb").exists():
+        pytest.skip("Debian's postgresql-15 is not installed")
+    root, data, port = os.geteuid() == 0, folder / "data", free_port()
+    if root and shutil.which("runuser") is None:
+        pytest.skip("PostgreSQL refuses root, and runuser is not installed")
+    data.mkdir()
+    if root:
+        shutil.chown(data, "nobody")
+        for part in (folder, *folder.parents[:2]):  # pytest's own folders are closed to others
+            part.chmod(part.stat().st_mode | 0o011)
+    person = ["runuser", "-u", "nobody", "--"] if root else []
+    quiet: Any = {"stdout": subprocess.DEVNULL, "cwd": "/", "timeout": 120}
+    initdb = [*person, POSTGRES / "initdb", "-D", data, "-U", "latentlm", "-A", "trust", "-N"]
+    subprocess.run(initdb, check=True, **quiet)
+    options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off"
+    control = [*person, POSTGRES / "pg_ctl", "-D", data, "-l", data / "log", "-w"]
+    subprocess.run([*control, "-o", options, "start"], check=True, **quiet)
+    try:
+        yield f"postgresql://latentlm@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], check=False, **quiet)
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

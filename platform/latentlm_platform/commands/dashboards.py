@@ -26,6 +26,14 @@ from latentlm_platform.commands.compare import LOCAL_PAGES
 from latentlm_platform.errors import UserError
 
 DIFFERS = 1
+STANDINGS = {
+    "absent": "{name}: not applied",
+    "deleted": "{name}: deleted in the browser; `latentlm dashboards apply {name}` brings it back",
+    "older": "{name}: an older version; `latentlm dashboards apply` brings it up to date",
+    "changed": "{name}: changed by somebody, and left so; delete it in the browser and apply it by"
+    " name to get ours back",
+    "copied": "{name}: somebody saved a copy as {title!r}",
+}
 ANSWER_S = 5.0
 
 
@@ -93,9 +101,11 @@ def _apply(arguments: argparse.Namespace) -> Result:
         uri, experiment, names=arguments.names, base_url=_pages(arguments, uri), with_notes=True
     )
     for view in applied:
-        print(f"{view.outcome:<9} {view.name}: {view.link}")
-        if view.outcome == "kept":
-            print(f"{'':9} somebody changed it in the browser; see `latentlm dashboards diff`")
+        said = {
+            "kept": f"{view.link}\n{'':9} somebody changed it; see `latentlm dashboards diff`",
+            "deleted": f"in the browser; `latentlm dashboards apply {view.name}` brings it back",
+        }
+        print(f"{view.outcome:<9} {view.name}: {said.get(view.outcome, view.link)}")
     for note in dict.fromkeys(view.note for view in applied if view.note):
         print(note, file=sys.stderr)
     _say_where_pages_are(arguments, uri)
@@ -107,20 +117,16 @@ def _diff(arguments: argparse.Namespace) -> Result:
 
     uri, experiment = _store(arguments)
     differences = diff_views(uri, experiment, names=arguments.names)
-    said = {
-        "absent": "not applied",
-        "older": "an older version; `latentlm dashboards apply` brings it up to date",
-        "changed": "changed by somebody, and left so; delete it in the browser to get ours back",
-    }
     for view in differences:
-        if view.standing != "same":
-            print(f"{view.name}: {said[view.standing]}")
+        if view.words:
+            print(STANDINGS[view.standing].format(name=view.name, title=view.title))
             for words in view.words:
                 print(f"  {words}")
-    same = sum(1 for view in differences if view.standing == "same")
-    print(f"{same} of {len(differences)} views are as shipped")
-    report = [asdict(view) for view in differences]
-    return Result(report, 0 if same == len(differences) else DIFFERS)
+    shipped = [view for view in differences if view.standing != "copied"]
+    same = sum(1 for view in shipped if view.standing == "same")
+    print(f"{same} of {len(shipped)} views are as shipped")
+    differs = any(view.words for view in differences)
+    return Result([asdict(view) for view in differences], DIFFERS if differs else 0)
 
 
 def _open(arguments: argparse.Namespace) -> Result:

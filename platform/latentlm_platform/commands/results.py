@@ -53,7 +53,7 @@ def _applied(request: Request) -> dict[str, str]:
     base = uri if uri.startswith("http") else UI_ADDRESS
     links = {view.name: view.link for view in apply_views(uri, tracking.experiment, base_url=base)}
     fitting = dict.fromkeys((*views_about(request.experiment.reproduces), *ALWAYS))
-    return {name: links[name] for name in fitting}
+    return {name: links[name] for name in fitting if links.get(name)}
 
 
 def results_table(record: RunRecord) -> str:

@@ -63,7 +63,7 @@ def _report(uri: str, url: str, experiment: str | None) -> dict[str, object]:
     views = {name: _applied(uri, url, name) for name in names or [Tracking().experiment]}
     print(f"MLflow's pages: {url}")
     for name, links in views.items():
-        for view in (FIRST, *sorted(links.keys() - {FIRST})) if links else ():
+        for view in sorted(links, key=lambda view: (view != FIRST, view)):
             where = f"  (experiment {name})" if len(views) > 1 else ""
             print(f"{view}: {links[view]}{where}")
             if len(views) > 1:
@@ -78,7 +78,7 @@ def _applied(uri: str, url: str, experiment: str) -> dict[str, str]:
     from latentlm_dashboards import apply_views
 
     try:
-        return {v.name: v.link for v in apply_views(uri, experiment, base_url=url)}
+        return {v.name: v.link for v in apply_views(uri, experiment, base_url=url) if v.link}
     except UserError as error:
         print(error, file=sys.stderr)
         return {}

@@ -1,0 +1,181 @@
+"""A study: a run or a sweep as MLflow holds it, parent and children, read in a few calls.
+
+In: the store and what a person calls the run. Out: plain values, checked once here: numbers that
+MLflow can only store as ±1.8e308 are infinities again, tags that hold JSON are read.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+KIND, KEY, PARENT = "latentlm.kind", "latentlm.key", "mlflow.parentRunId"
+STUDIES = ("run", "sweep")
+SHORTEST_PREFIX = 4
+PAGE = 500
+NEAR_INFINITY = 1.7e308
+CFG_SCALE = "sample.cfg_scale"
+
+
+@dataclass(frozen=True)
+class Child:
+    """A codec, model or evaluation; `chosen` is swept path → value, as far as it depends on it."""
+
+    run_id: str
+    name: str
+    kind: str
+    key: str
+    status: str
+    chosen: dict[str, Any]
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    artifacts: str
+    started_ms: int
+    ended_ms: int | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A parent run (`kind` run or sweep) and all its children, oldest first."""
+
+    run_id: str
+    experiment_id: str
+    experiment: str
+    kind: str
+    name: str
+    key: str
+    status: str
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    artifacts: str
+    started_ms: int
+    ended_ms: int | None
+    children: tuple[Child, ...]
+
+    def of_kind(self, kind: str) -> list[Child]:
+        """Its children of that kind."""
+        return [child for child in self.children if child.kind == kind]
+
+
+def read_study(client: Any, reference: str) -> Study:
+    """The run or sweep of that key, beginning of a key, name or MLflow run id; the newest of them.
+
+    Raises LookupError where nothing fits, or where several different ones do.
+    """
+    parent = _found(_parents(client), reference)
+    info = parent.info
+    children = _search(client, [info.experiment_id], f"tags.`{PARENT}` = '{info.run_id}'")
+    return Study(
+        run_id=info.run_id,
+        experiment_id=info.experiment_id,
+        experiment=client.get_experiment(info.experiment_id).name,
+        kind=parent.data.tags[KIND],
+        name=info.run_name or info.run_id,
+        key=parent.data.tags.get(KEY, ""),
+        status=info.status,
+        parameters=dict(parent.data.params),
+        metrics=_numbers(parent.data.metrics),
+        tags=dict(parent.data.tags),
+        artifacts=info.artifact_uri or "",
+        started_ms=info.start_time or 0,
+        ended_ms=info.end_time,
+        children=tuple(_child(run) for run in reversed(children)),
+    )
+
+
+def _parents(client: Any) -> list[Any]:
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    found = [
+        run for kind in STUDIES for run in _search(client, experiments, f"tags.`{KIND}` = '{kind}'")
+    ]
+    return sorted(found, key=lambda run: run.info.start_time or 0, reverse=True)
+
+
+def _search(client: Any, experiments: list[str], wanted: str) -> list[Any]:
+    """Every run that fits, newest first."""
+    runs: list[Any] = []
+    token: str | None = ""
+    while token is not None and experiments:
+        page = client.search_runs(
+            experiments,
+            wanted,
+            max_results=PAGE,
+            order_by=["attributes.start_time DESC"],
+            page_token=token or None,
+        )
+        runs += page
+        token = page.token or None
+    return runs
+
+
+def _found(parents: list[Any], reference: str) -> Any:
+    for fits in (
+        lambda run: reference in (run.info.run_id, run.data.tags.get(KEY)),
+        lambda run: run.info.run_name == reference,
+        lambda run: (
+            len(reference) >= SHORTEST_PREFIX and run.data.tags.get(KEY, "").startswith(reference)
+        ),
+    ):
+        found = [run for run in parents if fits(run)]
+        if len({run.data.tags.get(KEY, run.info.run_id) for run in found}) > 1:
+            choices = "; ".join(_introduced(run) for run in found[:5])
+            raise LookupError(
+                f"{reference!r} means several runs or sweeps: {choices}; give one of the keys"
+            )
+        if found:
+            return found[0]
+    known = "; ".join(_introduced(run) for run in parents[:5]) or "none yet"
+    raise LookupError(f"no run or sweep is called {reference!r}; the newest are: {known}")
+
+
+def _introduced(run: Any) -> str:
+    return f"{run.info.run_name} ({run.data.tags.get(KEY, run.info.run_id)[:12]})"
+
+
+def _child(run: Any) -> Child:
+    info, data = run.info, run.data
+    return Child(
+        run_id=info.run_id,
+        name=info.run_name or info.run_id,
+        kind=data.tags.get(KIND, "child"),
+        key=data.tags.get(KEY, ""),
+        status=info.status,
+        chosen=_chosen(data.tags.get("latentlm.chosen", "{}"), dict(data.params)),
+        parameters=dict(data.params),
+        metrics=_numbers(data.metrics),
+        tags=dict(data.tags),
+        artifacts=info.artifact_uri or "",
+        started_ms=info.start_time or 0,
+        ended_ms=info.end_time,
+    )
+
+
+def _chosen(text: str, parameters: dict[str, str]) -> dict[str, Any]:
+    """The swept values; an evaluation outside a sweep differs from its siblings in its scale."""
+    try:
+        chosen = json.loads(text)
+    except ValueError:  # a tag is cut at 5,000 characters
+        chosen = {}
+    chosen = dict(chosen) if isinstance(chosen, dict) else {}
+    if CFG_SCALE not in chosen and "cfg_scale" in parameters:
+        chosen[CFG_SCALE] = read_number(parameters["cfg_scale"])
+    return chosen
+
+
+def read_number(text: str) -> Any:
+    """The number that the text is, or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _numbers(metrics: dict[str, float]) -> dict[str, float]:
+    """Without the machine's own metrics; MLflow stores an infinity as the largest number."""
+    return {
+        name: math.copysign(math.inf, value) if abs(value) > NEAR_INFINITY else value
+        for name, value in metrics.items()
+        if not name.startswith("system/")
+    }
