@@ -150,7 +150,8 @@ def _chart(chart: Chart) -> dict[str, Any]:
         return {"type": "BAR", "metricKey": names[0]}
     if chart.kind == "line":
         lines = {"metricKey": names[0], "selectedMetricKeys": names}
-        return {"type": "LINE", "xAxisKey": "step", **lines}
+        raw = {"lineSmoothness": 0}  # the page's own choice lags behind short curves
+        return {"type": "LINE", "xAxisKey": "step", **raw, **lines}
     if chart.kind == "images":
         return {
             "type": "IMAGE",

@@ -123,6 +123,7 @@ def write_run(client: Any, experiment: str, *, name: str, key: str, width: int) 
     for scale in CFG_SCALES:
         child = start("evaluation", f"{name} cfg {scale}", run)
         client.log_param(child, "cfg_scale", scale)
+        client.log_param(child, "corpus.kind", "class_images")
         client.log_metric(child, "generated_accuracy", 0.9 - (scale - 2) ** 2 / 10)
         client.log_metric(child, "frechet_efficientnet_lite0", 20 + scale)
     return run
@@ -178,7 +179,7 @@ def _postgres(folder: Path) -> Iterator[str]:
     control = [*person, POSTGRES / "pg_ctl", "-D", data, "-l", data / "log", "-w"]
     subprocess.run([*control, "-o", options, "start"], check=True, **quiet)
     try:
-        yield f"postgresql://latentlm@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://latentlm@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], check=False, **quiet)
 

@@ -114,7 +114,7 @@ def test_what_somebody_changed_stays_and_is_said_in_words(place: Place) -> None:
     assert difference.standing == "changed"
     accuracy = "metrics.generated_accuracy"
     assert [words for words in difference.words if "column removed" not in words] == [
-        "runs: metrics.loss < 1 in MLflow, tags.\"latentlm.kind\" = 'evaluation' here",
+        f"runs: metrics.loss < 1 in MLflow, {VIEW.runs} here",
         f"order: {accuracy}, smallest first in MLflow, {accuracy}, largest first here",
         "column added in MLflow: metrics.loss",
         "chart changed in MLflow: scatter of cfg_scale, generated_accuracy is now scatter of"

@@ -51,14 +51,15 @@ return [...document.querySelectorAll(arguments[0])].flatMap(card => [
     .filter(part => ['d', 'transform', 'x', 'height'].some(
       name => (part.getAttribute(name) || '').includes('NaN')))
     .map(part => part.outerHTML.slice(0, 200)),
-  ...(card.innerText.match(/no data|no images|no logged|missing|error/i) || []),
+  ...(card.innerText.match(/no (chart )?data|no images|no logged|no image |went wrong/i) || []),
 ]);
 """
 # Not ours, and no fault of a view: without logins MLflow has no current user; its chart of parallel
 # coordinates measures itself once before the page is laid out and then draws anew (BROKEN sees
-# what would be left of that).
+# what would be left of that); a layout that settles in two frames is nobody's error.
 HARMLESS = re.compile(
-    r"mlflow/users/current|attribute (transform|d|height|width|x|y): .*(NaN|-0\.)"
+    r"mlflow/users/current|ResizeObserver loop"
+    r"|attribute (transform|d|height|width|x|y): .*(NaN|-0\.)"
 )
 
 
@@ -203,7 +204,8 @@ def test_a_thousand_runs(pages: Any, browser: Any, screenshots: Path) -> None:
     runs = TrackedRuns(pages.client, experiment)
     for index in range(1000):
         values = {"generated_accuracy": index / 1000, FRECHET: 1000.0 - index}
-        runs.write("evaluation", f"{index}", parameters={"cfg_scale": index}, metrics=values)
+        settings = {"cfg_scale": index, "corpus.kind": "class_images"}
+        runs.write("evaluation", f"{index}", parameters=settings, metrics=values)
     started_s = time.monotonic()
     how: dict[str, Any] = {"base_url": pages.url, "with_notes": True}
     applied = {view.name: view for view in apply_views(pages.uri, "a thousand", **how)}
