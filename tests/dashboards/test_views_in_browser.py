@@ -160,8 +160,8 @@ def test_what_somebody_changed_in_the_browser_stays_and_is_said(pages: Any, brow
     click(browser, TRIGGER)
     click(browser, "[data-testid='saved-views-save-current']")
     find(browser, "[data-testid='save-view-name-input']").send_keys("Mine, «ohne» das erste")
-    click(browser, "[data-testid='save-view-save-button']")
     before = pages.tags()
+    click(browser, "[data-testid='save-view-save-button']")
     deadline_s = time.monotonic() + 60
     while (after := pages.tags()) == before and time.monotonic() < deadline_s:
         time.sleep(0.5)
