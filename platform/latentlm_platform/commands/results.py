@@ -2,8 +2,10 @@
 
 import contextlib
 import sys
+from pathlib import Path
 
 from latentlm_platform.commands import Result
+from latentlm_platform.commands.reporting import report_line, written_report
 from latentlm_platform.pipeline import Request, execute, run_report
 from latentlm_platform.progress import duration
 from latentlm_platform.runs import RunRecord
@@ -20,7 +22,8 @@ def perform(request: Request) -> Result:
     record = execute(request)
     record = record.changed(links=mlflow_links(request, record))
     print(results_table(record))
-    print(next_steps(request, record))
+    report = written_report(request, record) if record.status == "FINISHED" else None
+    print(next_steps(request, record, report=report))
     return Result(run_report(record))
 
 
@@ -89,9 +92,9 @@ SHOWN = (
 )
 
 
-def next_steps(request: Request, record: RunRecord) -> str:
+def next_steps(request: Request, record: RunRecord, *, report: Path | None = None) -> str:
     """Links and the commands that a person wants now."""
-    lines = ["\nLook:"]
+    lines = ["\nLook:", *report_line(report)]
     if record.links:
         if not store_uri(request.experiment.tracking.uri).startswith("http"):
             lines.append("  latentlm ui        opens MLflow on this machine; then")

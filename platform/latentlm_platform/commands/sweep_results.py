@@ -1,9 +1,11 @@
 """Performing a sweep for a person: its table, its findings, its links, and what to do next."""
 
+from pathlib import Path
 from typing import Any
 
 from latentlm_platform.commands import Result
-from latentlm_platform.commands.results import mlflow_links
+from latentlm_platform.commands.reporting import report_line, written_report
+from latentlm_platform.commands.results import announce_views, mlflow_links
 from latentlm_platform.findings import findings_report, render_findings, render_table
 from latentlm_platform.pipeline import Request, run_report
 from latentlm_platform.progress import duration
@@ -15,13 +17,15 @@ SOME_FAILED = 4
 
 def perform_sweep(request: Request, *, retry_failed: bool = False) -> Result:
     """Execute, apply the comparison views, print what came out."""
+    announce_views(request)
     record = execute_sweep(request, retry_failed=retry_failed)
     record = record.changed(links=mlflow_links(request, record))
     failed = failed_lines(record)
     print(sweep_text(request, record))
     for line in failed:
         print(f"  failed: {_values(line.values)}: {line.error}")
-    print(_next_steps(request, record, failed=bool(failed)))
+    report = written_report(request, record) if record.status == "FINISHED" else None
+    print(_next_steps(request, record, failed=bool(failed), report=report))
     return Result(_report(request, record), SOME_FAILED if failed else 0)
 
 
@@ -46,8 +50,9 @@ def _report(request: Request, record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _next_steps(request: Request, record: RunRecord, *, failed: bool) -> str:
-    lines = ["\nLook:", "  latentlm ui        opens MLflow on this machine; then"]
+def _next_steps(request: Request, record: RunRecord, *, failed: bool, report: Path | None) -> str:
+    lines = ["\nLook:", *report_line(report)]
+    lines += ["  latentlm ui        opens MLflow on this machine; then"]
     lines += [f"  {link}   ({name})" for name, link in record.links.items()]
     if failed:
         lines += ["Next:", f"  latentlm sweep {request.source} --retry failed"]
