@@ -45,9 +45,9 @@ def build_package(folder: Path, submission: Submission) -> int:
     roots = source_roots()
     for package, place in PLACES.items():
         _copy(roots[package] / package, folder / place)
-    views = roots["latentlm_dashboards"] / "views"
-    if views.is_dir():
-        _copy(views, folder / "dashboards" / "views")
+    for beside in ("views", "paper"):
+        if (data := roots["latentlm_dashboards"] / beside).is_dir():
+            _copy(data, folder / "dashboards" / beside)
     _write(folder / SUBMITTED_FILE, asdict(submission))
     _write(folder / GIT_FILE, collect_git(roots["latentlm"])._asdict())
     sizes = {file: file.stat().st_size for file in folder.rglob("*") if file.is_file()}

@@ -180,6 +180,7 @@ def test_the_package_is_three_packages_of_one_source(tmp_path: Path) -> None:
         "latentlm",
         "platform/latentlm_platform",
         "dashboards/latentlm_dashboards",
+        "dashboards/paper",
         "dashboards/views",
     ):
         here = {
