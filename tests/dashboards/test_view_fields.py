@@ -15,7 +15,7 @@ from making_tracked_runs import MULTIMODAL, SPEECH, settings_of
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "platform" / "latentlm_platform", ROOT / "latentlm")
-EVALUATED = {"cfg_scale", "solver", "solver_steps", "images", "variant"}  # log_evaluation's own
+NAMED_ELSEWHERE = re.compile(r"experiment\w*\.py|commands/|benchmarks/")  # read or asked for there
 SWEEPS = {"image": "image/sweeps/sigma_cfg.yaml", "codes": "image/codes.yaml"}
 SCHEMAS = {"speech": "speech/tts_15hz.yaml", "multimodal": "multimodal/latentlm.yaml"}
 AWAITED = {"speech": SPEECH, "multimodal": MULTIMODAL}
@@ -27,6 +27,8 @@ def written() -> list[str]:
     names = []
     for top in SOURCES:
         for path in top.rglob("*.py"):
+            if NAMED_ELSEWHERE.search(str(path.relative_to(top))):
+                continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     names.append(node.value)
@@ -42,11 +44,25 @@ def is_written(name: str) -> bool:
     return any(fnmatch.fnmatchcase(bare, pattern) for pattern in written())
 
 
+@functools.cache
+def evaluated() -> set[str]:
+    """The parameters that an evaluation has of its own: the dict that `log_parameters` is given."""
+    calls = (
+        node
+        for node in ast.walk(ast.parse((SOURCES[0] / "stages.py").read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "log_parameters"
+    )
+    given = [call.args[0] for call in calls if isinstance(call.args[0], ast.Dict)]
+    return {str(ast.literal_eval(key)) for one in given for key in one.keys if key}
+
+
 def settings(view: View) -> set[str]:
     """The parameters that runs of the view's track have."""
     paths = [SCHEMAS[view.awaits]] if view.awaits else SWEEPS.values()
-    own = {"codec.variance.sigma", "model.kv_heads"}  # of another variance or model
-    return EVALUATED | own | {name for path in paths for name in settings_of(path)}
+    own = {"variant", "codec.variance.sigma", "model.kv_heads"}  # of another variance or model
+    return evaluated() | own | {name for path in paths for name in settings_of(path)}
 
 
 @pytest.mark.parametrize("view", shipped_views(), ids=lambda view: view.name)
