@@ -169,8 +169,9 @@ def _postgres(folder: Path) -> Iterator[str]:
     data.mkdir()
     if root:
         shutil.chown(data, "nobody")
-        for part in (folder, *folder.parents[:2]):  # pytest's own folders are closed to others
-            part.chmod(part.stat().st_mode | 0o011)
+        for part in (folder, *folder.parents):
+            if not part.stat().st_mode & 0o001:  # pytest's own folders are closed to others
+                part.chmod(part.stat().st_mode | 0o011)
     person = ["runuser", "-u", "nobody", "--"] if root else []
     quiet: Any = {"stdout": subprocess.DEVNULL, "cwd": "/", "timeout": 120}
     initdb = [*person, POSTGRES / "initdb", "-D", data, "-U", "latentlm", "-A", "trust", "-N"]
