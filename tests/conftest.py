@@ -8,8 +8,6 @@ GROUPS = ("ray", "browser")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each test that needs a heavy companion joins its group; xdist starts the largest first."""
     for item in items:
-        if item.get_closest_marker("xdist_group"):
-            continue
         for group in GROUPS:
             if item.get_closest_marker(group):
                 item.add_marker(pytest.mark.xdist_group(group))

@@ -21,7 +21,7 @@ import pytest
 
 from latentlm_platform.journal import Journal
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 SMALLER = {  # for the experiment of conftest.py
     "  steps: 40\n": "  steps: 200\n",
