@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from latentlm_platform.errors import UserError
 
-ANSWER_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 60.0  # a head that starts workers on few cores is slow to answer
 PATIENCE_S = 90.0  # how long a followed cluster may be away
 QUIET_S = 30.0  # a stream silent for so long is held against the cluster's own word
 RECONNECT_S = 1.0
