@@ -273,6 +273,7 @@ def test_an_experiment_is_sent_like_a_sweep(up: Up, single: Path, finished: dict
     """It finds the sweep's codec and model on the cluster's storage."""
     trained = len(up.shell.losses("model"))
     overrides = [part for line in SWEEP.splitlines()[1:-1] for part in ("--set", as_set(line))]
+    overrides += ["--set", "train.seed=0"]
     code, sent = up.shell("submit", str(single), *overrides, "--follow")
     assert (code, sent["status"]) == (0, "SUCCEEDED"), sent
     assert up.shell.record(sent["key"])["status"] == "FINISHED"
