@@ -157,25 +157,23 @@ def test_the_report_is_written_also_where_mlflow_is_too_old_for_views(
         ),
     ],
 )
-def test_a_run_puts_the_views_in_before_it_begins_and_links_those_that_fit(
+def test_a_run_puts_the_views_in_and_links_those_that_fit(
     file: str,
     names: list[str],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from latentlm_platform.commands.results import announce_views, mlflow_links
+    from latentlm_platform.commands.results import mlflow_links
     from latentlm_platform.experiment_file import load_experiment
     from latentlm_platform.pipeline import Request
+    from latentlm_platform.tracking import open_tracker
     from making_tracked_runs import EXPERIMENTS
 
     monkeypatch.setenv("LATENTLM_HOME", str(tmp_path))
     experiment = load_experiment(str(EXPERIMENTS / file), overrides=[])
     request = Request(experiment, source=file, overrides=())
-    announce_views(request)
-    followed = capsys.readouterr().err
+    open_tracker(experiment.tracking)
     links = mlflow_links(request, None)  # type: ignore[arg-type]
     assert list(links) == names
-    assert followed == f"  follow it: {links[names[0]]}   ({names[0]})\n"
     tags = connect(f"sqlite:///{tmp_path}/mlflow.db").get_experiment_by_name("latentlm").tags
     assert sum(tag.startswith(SHARED) for tag in tags) == len(view_names())

@@ -1,6 +1,5 @@
 """Performing a run for a person: its results table, its links, and what to do next."""
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -18,24 +17,12 @@ ALWAYS = (VIEW, "training_health")
 
 def perform(request: Request) -> Result:
     """Execute, apply the comparison views, print what came out."""
-    announce_views(request)
     record = execute(request)
     record = record.changed(links=mlflow_links(request, record))
     print(results_table(record))
     report = written_report(request, record) if record.status == "FINISHED" else None
     print(next_steps(request, record, report=report))
     return Result(run_report(record))
-
-
-def announce_views(request: Request) -> None:
-    """Before a run or a sweep begins: put the views in, so that its pages follow it from the first
-    step, and say where. A store that fails is for the run itself to tell."""
-    from latentlm_platform.tracking import open_tracker
-
-    with contextlib.suppress(Exception):
-        open_tracker(request.experiment.tracking)
-        for name, link in list(_applied(request).items())[:1]:
-            print(f"  follow it: {link}   ({name})", file=sys.stderr)
 
 
 def mlflow_links(request: Request, record: RunRecord) -> dict[str, str]:

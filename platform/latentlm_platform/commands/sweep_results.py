@@ -5,7 +5,7 @@ from typing import Any
 
 from latentlm_platform.commands import Result
 from latentlm_platform.commands.reporting import report_line, written_report
-from latentlm_platform.commands.results import announce_views, mlflow_links
+from latentlm_platform.commands.results import mlflow_links
 from latentlm_platform.findings import findings_report, render_findings, render_table
 from latentlm_platform.pipeline import Request, run_report
 from latentlm_platform.progress import duration
@@ -17,7 +17,6 @@ SOME_FAILED = 4
 
 def perform_sweep(request: Request, *, retry_failed: bool = False) -> Result:
     """Execute, apply the comparison views, print what came out."""
-    announce_views(request)
     record = execute_sweep(request, retry_failed=retry_failed)
     record = record.changed(links=mlflow_links(request, record))
     failed = failed_lines(record)
