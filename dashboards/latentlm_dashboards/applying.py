@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from latentlm_dashboards.mlflow_version import require_saved_views
-from latentlm_dashboards.runs import connect
+from latentlm_dashboards.runs import KIND, connect
 from latentlm_dashboards.saved_views import (
     SHARED,
     content_of,
@@ -25,7 +25,6 @@ from latentlm_dashboards.view_file import shipped_views
 from latentlm_platform.errors import UserError
 
 FINGERPRINT = "latentlm.view."
-KIND = "latentlm.kind"
 LEAST = "-1.7976931348623157e308"  # MLflow's search has no "exists" for metrics
 Outcome = Literal["created", "unchanged", "updated", "kept", "deleted"]
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 KIND, KEY = "latentlm.kind", "latentlm.key"
 SHORTEST_PREFIX = 4
+PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ def find_run(client: Any, reference: str) -> RunRecord:
     A key that was run several times means the newest. Raises LookupError where nothing fits, or
     where several different experiments do.
     """
-    parents = _parent_runs(client)
+    return _record(client, find_parent(client, reference, kinds=("run",)))
+
+
+def find_parent(client: Any, reference: str, *, kinds: tuple[str, ...]) -> Any:
+    """MLflow's own record of the run that `find_run` would find, among parents of these kinds."""
+    runs = _parents(client, kinds)
     for fits in (
         lambda run: reference in (run.info.run_id, run.data.tags.get(KEY)),
         lambda run: run.info.run_name == reference,
@@ -77,14 +83,18 @@ def find_run(client: Any, reference: str) -> RunRecord:
             len(reference) >= SHORTEST_PREFIX and run.data.tags.get(KEY, "").startswith(reference)
         ),
     ):
-        found = [run for run in parents if fits(run)]
+        found = [run for run in runs if fits(run)]
         if len({run.data.tags.get(KEY, run.info.run_id) for run in found}) > 1:
             choices = "; ".join(_introduced(run) for run in found[:5])
-            raise LookupError(f"{reference!r} means several runs: {choices}; give one of the keys")
+            raise LookupError(
+                f"{reference!r} means several {' or '.join(f'{kind}s' for kind in kinds)}:"
+                f" {choices}; give one of the keys"
+            )
         if found:
-            return _record(client, found[0])
-    known = "; ".join(_introduced(run) for run in parents[:5]) or "none yet"
-    raise LookupError(f"no run is called {reference!r}; the newest runs are: {known}")
+            return found[0]
+    known = "; ".join(_introduced(run) for run in runs[:5]) or "none yet"
+    what = " or ".join(kinds)
+    raise LookupError(f"no {what} is called {reference!r}; the newest are: {known}")
 
 
 def compare_runs(a: RunRecord, b: RunRecord) -> Comparison:
@@ -101,31 +111,40 @@ def compare_runs(a: RunRecord, b: RunRecord) -> Comparison:
     )
 
 
-def _parent_runs(client: Any) -> list[Any]:
-    """Every parent run of the store, newest first."""
+def _parents(client: Any, kinds: tuple[str, ...]) -> list[Any]:
+    """Every parent run of these kinds in the store, newest first."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    return _all_runs(client, experiments, f"tags.`{KIND}` = 'run'")
+    found = [run for k in kinds for run in _all_runs(client, experiments, f"tags.`{KIND}` = '{k}'")]
+    return sorted(found, key=lambda run: run.info.start_time or 0, reverse=True)
+
+
+def children(client: Any, parent: Any) -> list[Any]:
+    """The runs below that one, oldest first."""
+    wanted = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    return _all_runs(client, [parent.info.experiment_id], wanted)[::-1]
 
 
 def _all_runs(client: Any, experiments: list[str], wanted: str) -> list[Any]:
+    """Every run of the experiments that fits, newest first, page by page."""
     runs: list[Any] = []
-    token = None
-    while experiments:
+    token: str | None = ""
+    while token is not None and experiments:
         page = client.search_runs(
-            experiments, wanted, order_by=["attributes.start_time DESC"], page_token=token
+            experiments,
+            wanted,
+            max_results=PAGE,
+            order_by=["attributes.start_time DESC"],
+            page_token=token or None,
         )
         runs += page
-        token = page.token
-        if not token:
-            break
+        token = page.token or None
     return runs
 
 
 def _record(client: Any, parent: Any) -> RunRecord:
     info, data = parent.info, parent.data
     parameters, metrics = dict(data.params), dict(data.metrics)
-    wanted = f"tags.`mlflow.parentRunId` = '{info.run_id}'"
-    for child in reversed(_all_runs(client, [info.experiment_id], wanted)):
+    for child in children(client, parent):
         prefix = _prefix(child)
         metrics |= {f"{prefix}.{name}": value for name, value in child.data.metrics.items()}
     return RunRecord(

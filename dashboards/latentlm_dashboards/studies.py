@@ -9,10 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-KIND, KEY, PARENT = "latentlm.kind", "latentlm.key", "mlflow.parentRunId"
+from latentlm_dashboards.runs import KEY, KIND, children, find_parent
+
 STUDIES = ("run", "sweep")
-SHORTEST_PREFIX = 4
-PAGE = 500
 NEAR_INFINITY = 1.7e308
 CFG_SCALE = "sample.cfg_scale"
 
@@ -64,9 +63,8 @@ def read_study(client: Any, reference: str) -> Study:
 
     Raises LookupError where nothing fits, or where several different ones do.
     """
-    parent = _found(_parents(client), reference)
+    parent = find_parent(client, reference, kinds=STUDIES)
     info = parent.info
-    children = _search(client, [info.experiment_id], f"tags.`{PARENT}` = '{info.run_id}'")
     return Study(
         run_id=info.run_id,
         experiment_id=info.experiment_id,
@@ -81,57 +79,8 @@ def read_study(client: Any, reference: str) -> Study:
         artifacts=info.artifact_uri or "",
         started_ms=info.start_time or 0,
         ended_ms=info.end_time,
-        children=tuple(_child(run) for run in reversed(children)),
+        children=tuple(_child(run) for run in children(client, parent)),
     )
-
-
-def _parents(client: Any) -> list[Any]:
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    found = [
-        run for kind in STUDIES for run in _search(client, experiments, f"tags.`{KIND}` = '{kind}'")
-    ]
-    return sorted(found, key=lambda run: run.info.start_time or 0, reverse=True)
-
-
-def _search(client: Any, experiments: list[str], wanted: str) -> list[Any]:
-    """Every run that fits, newest first."""
-    runs: list[Any] = []
-    token: str | None = ""
-    while token is not None and experiments:
-        page = client.search_runs(
-            experiments,
-            wanted,
-            max_results=PAGE,
-            order_by=["attributes.start_time DESC"],
-            page_token=token or None,
-        )
-        runs += page
-        token = page.token or None
-    return runs
-
-
-def _found(parents: list[Any], reference: str) -> Any:
-    for fits in (
-        lambda run: reference in (run.info.run_id, run.data.tags.get(KEY)),
-        lambda run: run.info.run_name == reference,
-        lambda run: (
-            len(reference) >= SHORTEST_PREFIX and run.data.tags.get(KEY, "").startswith(reference)
-        ),
-    ):
-        found = [run for run in parents if fits(run)]
-        if len({run.data.tags.get(KEY, run.info.run_id) for run in found}) > 1:
-            choices = "; ".join(_introduced(run) for run in found[:5])
-            raise LookupError(
-                f"{reference!r} means several runs or sweeps: {choices}; give one of the keys"
-            )
-        if found:
-            return found[0]
-    known = "; ".join(_introduced(run) for run in parents[:5]) or "none yet"
-    raise LookupError(f"no run or sweep is called {reference!r}; the newest are: {known}")
-
-
-def _introduced(run: Any) -> str:
-    return f"{run.info.run_name} ({run.data.tags.get(KEY, run.info.run_id)[:12]})"
 
 
 def _child(run: Any) -> Child:

@@ -42,6 +42,17 @@ def store_uri(uri: str | None) -> str:
     return uri or f"sqlite:///{tracking_database()}"
 
 
+def existing_store(uri: str | None) -> str:
+    """The store that a command reads; UserError where nothing was written or nobody answers."""
+    if uri is None and not tracking_database().exists():
+        raise UserError(
+            f"there are no runs in {tracking_database()} yet; start one with"
+            " `latentlm run experiments/quickstart.yaml`, or name a store with --uri"
+        )
+    require_answer(store_uri(uri))
+    return store_uri(uri)
+
+
 class TrackedRun:
     """One MLflow run. `run_id` is empty while a child waits for the store to come back."""
 

@@ -21,11 +21,10 @@ from typing import Any
 import pytest
 
 from latentlm_dashboards.runs import connect
+from making_companions import postgresql_programs, start_chromium
 from making_tracked_runs import write_every_track
 
 CFG_SCALES = (1.0, 1.5, 2.0, 3.0)
-POSTGRES = Path("/usr/lib/postgresql/15/bin")
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 START_S = 240.0
 
 
@@ -81,21 +80,11 @@ def postgres_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if not (CHROMIUM.exists() and DRIVER.exists()):
-        pytest.skip("Debian's chromium and chromium-driver are not installed")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-        "window-size=1700,2200",  # charts below the fold are not drawn
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    driver = start_chromium(
+        tmp_path_factory.mktemp("profile"),
+        "--window-size=1700,2200",  # charts below the fold are not drawn
+        logs=("browser",),
+    )
     driver.set_page_load_timeout(120)
     driver.set_script_timeout(120)
     yield driver
@@ -161,28 +150,25 @@ def _pages(uri: str, home: Path) -> Iterator[Pages]:
 @contextlib.contextmanager
 def _postgres(folder: Path) -> Iterator[str]:
     """PostgreSQL of its own on a loopback port; as an unprivileged user where we are root."""
-    if not (POSTGRES / "initdb").exists():
-        pytest.skip("Debian's postgresql-15 is not installed")
+    programs = postgresql_programs()
     root, data, port = os.geteuid() == 0, folder / "data", free_port()
-    if root and shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL refuses root, and runuser is not installed")
     data.mkdir()
     if root:
         shutil.chown(data, "nobody")
         for part in (folder, *folder.parents):
             if not part.stat().st_mode & 0o001:  # pytest's own folders are closed to others
                 part.chmod(part.stat().st_mode | 0o011)
-    person = ["runuser", "-u", "nobody", "--"] if root else []
-    quiet: Any = {"stdout": subprocess.DEVNULL, "cwd": "/", "timeout": 120}
-    initdb = [*person, POSTGRES / "initdb", "-D", data, "-U", "latentlm", "-A", "trust", "-N"]
-    subprocess.run(initdb, check=True, **quiet)
+    how: Any = {"stdout": subprocess.DEVNULL, "cwd": "/", "timeout": 120}
+    how |= {"user": "nobody", "extra_groups": []} if root else {}
+    initdb = [programs / "initdb", "-D", data, "-U", "latentlm", "-A", "trust", "-N"]
+    subprocess.run(initdb, check=True, **how)
     options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off"
-    control = [*person, POSTGRES / "pg_ctl", "-D", data, "-l", data / "log", "-w"]
-    subprocess.run([*control, "-o", options, "start"], check=True, **quiet)
+    control = [programs / "pg_ctl", "-D", data, "-l", data / "log", "-w"]
+    subprocess.run([*control, "-o", options, "start"], check=True, **how)
     try:
         yield f"postgresql+psycopg2://latentlm@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=False, **quiet)
+        subprocess.run([*control, "-m", "immediate", "stop"], check=False, **how)
 
 
 def free_port() -> int:

@@ -6,7 +6,6 @@ Screenshots go to $LATENTLM_SCREENSHOTS, or to pytest's folder.
 import html
 import json
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,17 +15,10 @@ from typing import Any
 import pytest
 
 from latentlm_dashboards.report import write_report
+from making_companions import start_chromium
 from making_tracked_sweeps import LARGE_KEY, tracked_examples, tracked_large
 
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed"
-)
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever asks for a host fails
-)
+pytestmark = pytest.mark.browser
 PATIENCE_S = 60.0
 SIZES = {"light": (1280, 900), "dark": (1280, 900), "phone": (360, 780)}
 LARGE_FIRST_CHART_MS = 20_000  # on a busy machine; alone it takes less than a tenth
@@ -34,15 +26,11 @@ LARGE_FIRST_CHART_MS = 20_000  # on a busy machine; alone it takes less than a t
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER)))
+    driver = start_chromium(
+        tmp_path_factory.mktemp("profile"),
+        "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever asks for a host fails
+        logs=("browser", "performance"),
+    )
     yield driver
     driver.quit()
 

@@ -18,6 +18,7 @@ from latentlm_dashboards import apply_views, diff_views, shipped_views, view_nam
 from latentlm_dashboards.saved_views import SHARED, view_id
 from making_tracked_runs import FRECHET, TrackedRuns, write_evaluation
 
+pytestmark = pytest.mark.browser
 DRAWN_S = 150.0  # a busy machine; a quiet one needs three to eight seconds
 LIVE_S = 150.0  # the page asks again every 30 s
 CARD = '[data-testid="experiment-view-compare-runs-card"]'

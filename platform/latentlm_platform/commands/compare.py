@@ -31,16 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_dashboards import compare_runs, connect, find_run
-    from latentlm_platform.home import tracking_database
-    from latentlm_platform.tracking import explained, require_answer, store_uri
+    from latentlm_platform.tracking import existing_store, explained
 
-    if arguments.uri is None and not tracking_database().exists():
-        raise UserError(
-            f"there are no runs in {tracking_database()} yet; start one with"
-            " `latentlm run experiments/quickstart.yaml`, or name a store with --uri"
-        )
-    uri = store_uri(arguments.uri)
-    require_answer(uri)
+    uri = existing_store(arguments.uri)
     with explained(uri):
         client = connect(uri)
         try:

@@ -167,16 +167,9 @@ def _report(arguments: argparse.Namespace) -> Result:
 def _store(arguments: argparse.Namespace) -> tuple[str, str]:
     """The store, which answers, and the experiment's name."""
     from latentlm_platform.experiment import Tracking
-    from latentlm_platform.home import tracking_database
-    from latentlm_platform.tracking import require_answer, store_uri
+    from latentlm_platform.tracking import existing_store
 
-    if arguments.uri is None and not tracking_database().exists():
-        raise UserError(
-            f"there are no runs in {tracking_database()} yet; start one with"
-            " `latentlm run experiments/quickstart.yaml`, or name a store with --uri"
-        )
-    uri = store_uri(arguments.uri)
-    require_answer(uri)
+    uri = existing_store(arguments.uri)
     return uri, arguments.experiment or Tracking().experiment
 
 
