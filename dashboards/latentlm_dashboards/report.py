@@ -86,7 +86,9 @@ def write_report(uri: str, reference: str, path: Path, *, base_url: str | None =
     data = read_report_data(client, study, ArtifactFiles(uri))
     page = render_report(data, base_url=base_url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
     size = path.stat().st_size
     return Report(path, size, len(data.shots), time.monotonic() - started)
 

@@ -16,41 +16,36 @@ NEAR_INFINITY = 1.7e308
 CFG_SCALE = "sample.cfg_scale"
 
 
-@dataclass(frozen=True)
-class Child:
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """What MLflow holds of any run of ours."""
+
+    run_id: str
+    name: str
+    kind: str
+    key: str
+    status: str
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    artifacts: str
+    started_ms: int
+    ended_ms: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child(Tracked):
     """A codec, model or evaluation; `chosen` is swept path → value, as far as it depends on it."""
 
-    run_id: str
-    name: str
-    kind: str
-    key: str
-    status: str
     chosen: dict[str, Any]
-    parameters: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
-    artifacts: str
-    started_ms: int
-    ended_ms: int | None
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, kw_only=True)
+class Study(Tracked):
     """A parent run (`kind` run or sweep) and all its children, oldest first."""
 
-    run_id: str
     experiment_id: str
     experiment: str
-    kind: str
-    name: str
-    key: str
-    status: str
-    parameters: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
-    artifacts: str
-    started_ms: int
-    ended_ms: int | None
     children: tuple[Child, ...]
 
     def of_kind(self, kind: str) -> list[Child]:
@@ -64,41 +59,36 @@ def read_study(client: Any, reference: str) -> Study:
     Raises LookupError where nothing fits, or where several different ones do.
     """
     parent = find_parent(client, reference, kinds=STUDIES)
-    info = parent.info
+    experiment_id = parent.info.experiment_id
     return Study(
-        run_id=info.run_id,
-        experiment_id=info.experiment_id,
-        experiment=client.get_experiment(info.experiment_id).name,
-        kind=parent.data.tags[KIND],
-        name=info.run_name or info.run_id,
-        key=parent.data.tags.get(KEY, ""),
-        status=info.status,
-        parameters=dict(parent.data.params),
-        metrics=_numbers(parent.data.metrics),
-        tags=dict(parent.data.tags),
-        artifacts=info.artifact_uri or "",
-        started_ms=info.start_time or 0,
-        ended_ms=info.end_time,
+        **_tracked(parent),
+        experiment_id=experiment_id,
+        experiment=client.get_experiment(experiment_id).name,
         children=tuple(_child(run) for run in children(client, parent)),
     )
 
 
 def _child(run: Any) -> Child:
+    chosen = _chosen(run.data.tags.get("latentlm.chosen", "{}"), dict(run.data.params))
+    return Child(**_tracked(run), chosen=chosen)
+
+
+def _tracked(run: Any) -> dict[str, Any]:
+    """The fields of `Tracked`."""
     info, data = run.info, run.data
-    return Child(
-        run_id=info.run_id,
-        name=info.run_name or info.run_id,
-        kind=data.tags.get(KIND, "child"),
-        key=data.tags.get(KEY, ""),
-        status=info.status,
-        chosen=_chosen(data.tags.get("latentlm.chosen", "{}"), dict(data.params)),
-        parameters=dict(data.params),
-        metrics=_numbers(data.metrics),
-        tags=dict(data.tags),
-        artifacts=info.artifact_uri or "",
-        started_ms=info.start_time or 0,
-        ended_ms=info.end_time,
-    )
+    return {
+        "run_id": info.run_id,
+        "name": info.run_name or info.run_id,
+        "kind": data.tags.get(KIND, "child"),
+        "key": data.tags.get(KEY, ""),
+        "status": info.status,
+        "parameters": dict(data.params),
+        "metrics": _numbers(data.metrics),
+        "tags": dict(data.tags),
+        "artifacts": info.artifact_uri or "",
+        "started_ms": info.start_time or 0,
+        "ended_ms": info.end_time,
+    }
 
 
 def _chosen(text: str, parameters: dict[str, str]) -> dict[str, Any]:

@@ -30,14 +30,23 @@ from making_tracked_sweeps import (
 )
 
 
+def tracked(name: str, *, kind: str, **more: Any) -> dict[str, Any]:
+    """The fields that every run of ours has."""
+    empty: dict[str, Any] = {"parameters": {}, "metrics": {}, "tags": {}, "artifacts": ""}
+    ended = {"status": "FINISHED", "started_ms": 0, "ended_ms": 1}
+    return {"run_id": name, "name": name, "kind": kind, "key": name} | empty | ended | more
+
+
 def child(kind: str, chosen: dict[str, Any], metrics: dict[str, float], key: str = "") -> Child:
     name = key or json.dumps(chosen)
-    return Child(name, name, kind, name, "FINISHED", chosen, {}, metrics, {}, "", 0, 1)
+    own = tracked(name, kind=kind, metrics=metrics)
+    return Child(**own, chosen=chosen)
 
 
 def study(*children: Child, **parameters: str) -> Study:
     swept = {name.replace("__", "."): value for name, value in parameters.items()}
-    return Study("r", "1", "e", "sweep", "s", "k", "FINISHED", swept, {}, {}, "", 0, 1, children)
+    own = tracked("s", kind="sweep", parameters=swept)
+    return Study(**own, experiment_id="1", experiment="e", children=children)
 
 
 def test_seeds_give_students_interval() -> None:
