@@ -16,6 +16,8 @@ def written_report(request: Request, record: RunRecord) -> Path | None:
     from latentlm_dashboards import write_report
 
     path = record.folder / REPORT
+    if path.exists() and path.stat().st_mtime >= record.ended_s:
+        return path  # of a run that had ended before
     pages = record.tracking_uri if record.tracking_uri.startswith("http") else LOCAL_PAGES
     try:
         write_report(record.tracking_uri, record.run_id, path, base_url=pages)

@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from latentlm_platform.commands import Result
+from latentlm_platform.commands.compare import LOCAL_PAGES
 from latentlm_platform.commands.reporting import report_line, written_report
 from latentlm_platform.pipeline import Request, execute, run_report
 from latentlm_platform.progress import duration
 from latentlm_platform.runs import RunRecord
 from latentlm_platform.tracking import store_uri
 
-UI_ADDRESS = "http://127.0.0.1:5000"
 VIEW = "cfg_scale"
 ALWAYS = (VIEW, "training_health")
 
@@ -40,7 +40,7 @@ def _applied(request: Request) -> dict[str, str]:
 
     tracking = request.experiment.tracking
     uri = store_uri(tracking.uri)
-    base = uri if uri.startswith("http") else UI_ADDRESS
+    base = uri if uri.startswith("http") else LOCAL_PAGES
     links = {view.name: view.link for view in apply_views(uri, tracking.experiment, base_url=base)}
     fitting = dict.fromkeys((*views_about(request.experiment.reproduces), *ALWAYS))
     return {name: links[name] for name in fitting if links.get(name)}
