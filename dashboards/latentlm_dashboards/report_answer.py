@@ -238,6 +238,15 @@ def figure_beside(data: ReportData) -> int | None:
     return lead_factor(data.points) if figures else None
 
 
+def charted_above(data: ReportData) -> set[int]:
+    """Factors whose every chart is already shown, in the answer or beside the paper's figure."""
+    lead = lead_factor(data.points)
+    if lead is None:
+        return set()
+    in_answer = len(factor_charts(data.points, lead)) == 1
+    return {lead} if in_answer or figure_beside(data) is not None else set()
+
+
 def _ours(data: ReportData, shelf: ChartShelf) -> list[Markup]:
     """A table beside a table, a figure beside a figure."""
     lead = figure_beside(data)

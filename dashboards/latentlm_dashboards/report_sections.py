@@ -16,7 +16,7 @@ from latentlm_dashboards.markup import (
 )
 from latentlm_dashboards.measures import shown_seconds
 from latentlm_dashboards.points import VARIANT, Points
-from latentlm_dashboards.report_answer import figure_beside, ours_table
+from latentlm_dashboards.report_answer import charted_above, ours_table
 from latentlm_dashboards.report_data import ReportData
 from latentlm_dashboards.studies import Child, Study
 
@@ -31,19 +31,19 @@ def results_section(data: ReportData, shelf: ChartShelf) -> Markup:
     points = data.points
     if not points.groups:
         return Markup()
+    above = charted_above(data)
     order = sorted(range(len(points.factors)), key=lambda i: points.factors[i].paths == (VARIANT,))
-    beside = figure_beside(data)
-    order = [i for i in order if i != beside]
-    grids = [shelf.grid(factor_charts(points, i)) for i in order]
+    grids = [shelf.grid(factor_charts(points, i)) for i in order if i not in above]
     hint = "Drag to zoom, double-click to go back, tap or hover for values." if any(grids) else ""
+    title = "What was varied" if not above else "What else was varied" if grids else "Every point"
     every = folded(
         f"All {len(points.groups)} points as numbers",
         ours_table(points, most=len(points.groups)),
     )
     return section(
         "results",
-        "What was varied" if beside is None else "What else was varied",
-        paragraph(hint, "note"),
+        title,
+        paragraph(hint, "note") if hint else "",
         *grids,
         every,
     )
