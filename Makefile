@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help quickstart test check bench clean
+.PHONY: help quickstart test test-on-ray test-without-ray check bench clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -12,8 +12,19 @@ help:  ## what can be made
 quickstart: .venv/installed  ## set up, then run experiments/quickstart.yaml to its table of results
 	$(BIN)/latentlm run experiments/quickstart.yaml
 
+# Tests that start a Ray in one process and all others in another: two Rays starve each other.
 test: .venv/installed-dev  ## set up, then run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+ifdef PYTEST_ARGS
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	+$(MAKE) --jobs=2 --output-sync=line --keep-going test-on-ray test-without-ray
+endif
+
+test-on-ray: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray
+
+test-without-ray: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray"
 
 check: .venv/installed-dev  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check .
