@@ -160,7 +160,7 @@ def test_what_somebody_changed_in_the_browser_stays_and_is_said(pages: Any, brow
     click_text(browser, "Override saved view")
     click(browser, TRIGGER)
     click(browser, "[data-testid='saved-views-save-current']")
-    find(browser, "[data-testid='save-view-name-input']").send_keys("Mine, «ohne» das erste")
+    write(browser, "[data-testid='save-view-name-input']", "Mine, «ohne» das erste")
     before = pages.tags()
     click(browser, "[data-testid='save-view-save-button']")
     deadline_s = time.monotonic() + 60
@@ -226,8 +226,9 @@ def our_ids() -> list[str]:
     return [view_id(view) for view in shipped_views()]
 
 
-def find(browser: Any, selector: str) -> Any:
-    return _patiently(lambda: browser.find_elements("css selector", selector)[0], selector)
+def write(browser: Any, selector: str, text: str) -> None:
+    """Into a field that may still be sliding into sight."""
+    _patiently(lambda: browser.find_elements("css selector", selector)[0].send_keys(text), selector)
 
 
 def click(browser: Any, selector: str) -> None:

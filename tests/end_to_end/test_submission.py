@@ -24,8 +24,8 @@ from latentlm_platform.journal import Journal
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 SMALLER = {  # for the experiment of conftest.py
-    "  steps: 40\n": "  steps: 200\n",
-    "validate_every_steps: 20": "validate_every_steps: 100",
+    "  steps: 40\n": "  steps: 600\n",  # longer than `stop` takes to start
+    "validate_every_steps: 20": "validate_every_steps: 300",
     "checkpoint: {every_steps: 10}": "checkpoint: {every_steps: 50}",
     "images: 20, cfg_scales: [1, 3]": "images: 8, exposure_bias_images: 0",
     "feature_size: 64, classifier_items: 500": "feature_size: 32, classifier_items: 100",
@@ -200,7 +200,7 @@ def test_a_killed_driver_is_told_with_its_log(up: Up, killed: dict[str, Any]) ->
 def test_stopping_ends_every_trial(up: Up, stopped: dict[str, Any]) -> None:
     assert up.shell.record(stopped["key"])["status"] == "KILLED"
     assert stopped["losses"]
-    assert all(max(losses) < 200 for losses in stopped["losses"].values())
+    assert all(max(losses) < 600 for losses in stopped["losses"].values())
     code, error = up.shell("stop", "sent", "--address", up.address)
     assert code == 2
     assert "is not running: it reads STOPPED" in error["error"]
@@ -292,7 +292,7 @@ def test_a_cluster_too_small_is_the_jobs_exit_code(up: Up, single: Path) -> None
     process = up.shell.start("submit", str(single), *overrides, "--follow")
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 3
-    assert "model training need 17 CPUs, the cluster has 6" in out
+    assert "model training needs 17 CPUs, the cluster has 6" in out, out
 
 
 def test_down_ends_everything_and_only_once(up: Up) -> None:
