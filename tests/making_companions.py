@@ -5,6 +5,7 @@ shown to work.
 """
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ def start_chromium(profile: Path, *flags: str, logs: tuple[str, ...]) -> Any:
     options.set_capability("goog:loggingPrefs", dict.fromkeys(logs, "ALL"))
     driver = _program("chromedriver", package="chromium-driver")
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+def patiently(do: Any, what: str) -> Any:
+    """What is wanted may not be there yet, or be below a notice that goes away."""
+    from selenium.common.exceptions import WebDriverException
+
+    deadline_s = time.monotonic() + 60
+    while True:
+        try:
+            return do()
+        except (IndexError, WebDriverException):
+            assert time.monotonic() < deadline_s, what
+            time.sleep(0.3)
 
 
 def postgresql_programs() -> Path:

@@ -31,17 +31,21 @@ TILE, GAP = 32, 2
 
 @dataclass
 class TrackedStore:
-    """An SQLite store and one experiment of it, artifacts in a folder beside it."""
+    """An SQLite store and one experiment of it, artifacts in a folder beside it.
+
+    `served`: to read them takes MLflow's server, as `latentlm ui` starts it for this folder.
+    """
 
     folder: Path
     experiment: str = "latentlm"
+    served: bool = False
     client: Any = field(init=False)
     experiment_id: str = field(init=False)
     clock_ms: int = 1_790_000_000_000
 
     def __post_init__(self) -> None:
         self.client = connect(self.uri)
-        place = (self.folder / "artifacts").as_uri()
+        place = "mlflow-artifacts:/" if self.served else (self.folder / "mlartifacts").as_uri()
         self.experiment_id = self.client.create_experiment(self.experiment, artifact_location=place)
 
     @property
@@ -88,7 +92,7 @@ class TrackedStore:
 
     def write(self, run: str, path: str, content: bytes | str) -> None:
         """An artifact of the run."""
-        place = self.folder / "artifacts" / run / "artifacts" / path
+        place = self.folder / "mlartifacts" / run / "artifacts" / path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -397,6 +401,12 @@ LARGE_KEY = "1a29e000"
 def tracked_large() -> TrackedStore:
     """The same store with a sweep of a hundred evaluations and a thousand pictures in it."""
     store = tracked_examples()
+    write_large(store)
+    return store
+
+
+def write_large(store: TrackedStore) -> None:
+    """A sweep of a hundred evaluations and a thousand pictures."""
     shape = SweepShape(
         name="large",
         sigmas=tuple(i / 10 for i in range(1, 11)),
@@ -405,4 +415,3 @@ def tracked_large() -> TrackedStore:
         training_pictures=90,
     )
     write_sweep(store, shape, key=LARGE_KEY)
-    return store

@@ -37,6 +37,7 @@ class ArtifactFiles:
     tracking_uri: str
     missing: dict[str, str] = field(default_factory=dict)
     opened: dict[str, Any] = field(default_factory=dict)
+    listed: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def bytes_of(self, location: str, path: str) -> bytes | None:
         """The file's content; None where there is none or it cannot be read."""
@@ -44,10 +45,14 @@ class ArtifactFiles:
             with contextlib.suppress(OSError):
                 return (folder / path).read_bytes()
             return None
+        if path not in self.names(location, path.rpartition("/")[0]):
+            return None  # asked of the listing: every store has its own error for what is not there
         try:
             with tempfile.TemporaryDirectory() as folder_name:
-                copy = self._repository(location).download_artifacts(path, folder_name)
-                return Path(copy).read_bytes()
+                copy = Path(folder_name) / "file"
+                # What every store implements; `download_artifacts` first asks for a listing.
+                self._repository(location)._download_file(path, str(copy))
+                return copy.read_bytes()
         except Exception as error:  # every kind of store has errors of its own
             self._note(location, error)
             return None
@@ -67,17 +72,20 @@ class ArtifactFiles:
             return []
         return [dict(zip(table.get("columns", []), row, strict=False)) for row in table["data"]]
 
-    def names(self, location: str, folder: str) -> list[str]:
-        """The files of a folder, below the run's artifacts."""
+    def names(self, location: str, folder: str = "") -> list[str]:
+        """What is in a folder, below the run's artifacts; a server is asked once."""
         if (top := local_folder(location)) is not None:
             with contextlib.suppress(OSError):
-                return sorted(f"{folder}/{one.name}" for one in (top / folder).iterdir())
+                return sorted(str(one.relative_to(top)) for one in (top / folder).iterdir())
             return []
-        try:
-            return sorted(one.path for one in self._repository(location).list_artifacts(folder))
-        except Exception as error:  # as above
-            self._note(location, error)
-            return []
+        if (location, folder) not in self.listed:
+            try:
+                found = self._repository(location).list_artifacts(folder or None)
+            except Exception as error:  # as above
+                self._note(location, error)
+                found = []
+            self.listed[location, folder] = sorted(one.path for one in found)
+        return self.listed[location, folder]
 
     def pictures(self, location: str) -> list[PictureFile]:
         """The pictures of a run by key and step; of those at one step, the newest."""

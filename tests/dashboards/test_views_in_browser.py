@@ -6,7 +6,6 @@ $LATENTLM_SCREENSHOTS, else among pytest's temporary files.
 """
 
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from latentlm_dashboards import apply_views, diff_views, shipped_views, view_names
 from latentlm_dashboards.saved_views import SHARED, view_id
+from making_companions import patiently
 from making_tracked_runs import FRECHET, TrackedRuns, write_evaluation
 
 pytestmark = pytest.mark.browser
@@ -62,14 +62,6 @@ HARMLESS = re.compile(
     r"mlflow/users/current|ResizeObserver loop"
     r"|attribute (transform|d|height|width|x|y): .*(NaN|-0\.)"
 )
-
-
-@pytest.fixture(scope="session")
-def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    chosen = os.environ.get("LATENTLM_SCREENSHOTS")
-    folder = Path(chosen) if chosen else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def visit(browser: Any, link: str) -> None:
@@ -228,26 +220,13 @@ def our_ids() -> list[str]:
 
 def write(browser: Any, selector: str, text: str) -> None:
     """Into a field that may still be sliding into sight."""
-    _patiently(lambda: browser.find_elements("css selector", selector)[0].send_keys(text), selector)
+    patiently(lambda: browser.find_elements("css selector", selector)[0].send_keys(text), selector)
 
 
 def click(browser: Any, selector: str) -> None:
-    _patiently(lambda: browser.find_elements("css selector", selector)[0].click(), selector)
+    patiently(lambda: browser.find_elements("css selector", selector)[0].click(), selector)
 
 
 def click_text(browser: Any, text: str) -> None:
     wanted = f"//button[normalize-space(.)='{text}']"
-    _patiently(lambda: browser.find_elements("xpath", wanted)[-1].click(), text)
-
-
-def _patiently(do: Any, what: str) -> Any:
-    """What is wanted may not be there yet, or be below a notice that goes away."""
-    from selenium.common.exceptions import WebDriverException
-
-    deadline_s = time.monotonic() + 60
-    while True:
-        try:
-            return do()
-        except (IndexError, WebDriverException):
-            assert time.monotonic() < deadline_s, what
-            time.sleep(0.3)
+    patiently(lambda: browser.find_elements("xpath", wanted)[-1].click(), text)
