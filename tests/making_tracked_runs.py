@@ -121,7 +121,7 @@ def _write_images(runs: TrackedRuns) -> None:
             metrics={
                 "bad_records": 2.0 + index,
                 "bad_records_truncated_image": 1.0 + index,
-                "bad_records_unreadable_image": 1.0,
+                "bad_records_not_an_image": 1.0,
                 "run_seconds": 600.0 + index,
             },
             curves=system,
@@ -226,7 +226,8 @@ def write_evaluation(runs: TrackedRuns, index: int, *, parent: str | None = None
         "evaluation",
         name,
         parameters=settings_of("quickstart.yaml") | values,
-        metrics=_image_scores(quality, steps=steps),
+        metrics=_image_scores(quality, steps=steps)
+        | {"model_parameters": (25e3, 100e3, 400e3)[index // 5 % 3]},
         parent=parent,
     )
 

@@ -191,7 +191,7 @@ def open_parent(tracker: Tracker, record: RunRecord, request: Request) -> Tracke
     if record.run_id and record.tracking_uri == tracker.uri:
         kill_orphans(tracker.uri, [record.run_id])  # children that a dead driver left
         parent = tracker.reopen(record.run_id)
-        parent.set_tags({"latentlm.resumed_at_s": round(now_s())})
+        parent.set_tags({"latentlm.resumed_at_s": round(now_s()), "latentlm.error": ""})
         return parent
     provenance = collect(ROOT)
     experiment = request.experiment

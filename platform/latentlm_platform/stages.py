@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentlm.catalogue import build_model
+from latentlm.catalogue import build_model, parameter_count
 from latentlm.codec.image_vit import ImageViTCodec, encoder_parameters_digest
 from latentlm.codec.vector_quantized import VectorQuantizedCodec, codes_digest
 from latentlm.load import load_codec, load_weights, save_codec, save_export
 from latentlm.media import read_png
 from latentlm_platform.artifacts import Artifact, building, key_of
+from latentlm_platform.bad_records import BadRecords
 from latentlm_platform.codec_scores import latent_health
 from latentlm_platform.codec_training import CodecTraining, train_codec
 from latentlm_platform.drawing import redrawn_codec
@@ -34,7 +35,7 @@ from latentlm_platform.evaluation import (
     trajectory_file,
 )
 from latentlm_platform.evaluator_pool import EvaluatorPool
-from latentlm_platform.experiment import Corpus, Experiment, ImageCodec
+from latentlm_platform.experiment import Experiment, ImageCodec
 from latentlm_platform.experiment_file import resolved_yaml
 from latentlm_platform.experiment_sweep import VARIANT, stage_of
 from latentlm_platform.journal import Entry, Journal
@@ -160,22 +161,22 @@ def make_latents(context: StageContext, codec: Artifact) -> Artifact:
             cache.commit(summary)
             seconds = time.monotonic() - started
             moments = moments_from(summary["moments"])
-            metrics = latent_health(net, moments) | _counts(summary)
+            metrics = latent_health(net, moments) | BadRecords.of(summary).counts()
             artifact = replace(artifact, metrics=metrics, seconds=seconds)
             artifact.save()
         else:
             artifact = _reused(context, finished)
             moments = moments_from(summary["moments"])
-    _refuse_bad_corpus(corpus, summary, total)
+    bad = BadRecords.of(summary)
+    bad.log(context.parent, context.say)
+    bad.refuse_too_many(corpus, total)
     if not isinstance(experiment.codec, ImageCodec):  # codes have no scale
-        _log_bad_records(context, summary["bad_records"])
         return artifact
     mean, std = moments.latent_mean(), moments.latent_std(experiment.codec.variance)
     if (float(net.latent_mean), float(net.latent_std)) != tuple(torch.tensor([mean, std]).tolist()):
         net.set_statistics(mean=mean, std=std)
         with building("codec", codec.key):
             save_codec(codec.folder / "codec", codec=net)
-    _log_bad_records(context, summary["bad_records"])
     return artifact
 
 
@@ -228,6 +229,7 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
             how: dict[str, Any] = {"total": experiment.train.steps, "on_entry": context.on_entry}
             _train(context, run, group, train_model, training, title="model", **how)
             metrics = _last_metrics(training.folder / "journal.jsonl")
+            run.log_metrics(_size(experiment))
             artifact = replace(
                 artifact, metrics=metrics, run_id=run.run_id, seconds=time.monotonic() - started
             )
@@ -305,7 +307,7 @@ def log_evaluation(context: StageContext, artifact: Artifact, *, key: str = "") 
                 "images": context.experiment.evaluate.images,
             }
         )
-        run.log_metrics(artifact.facts["by_cfg_scale"][scale])
+        run.log_metrics(artifact.facts["by_cfg_scale"][scale] | _size(context.experiment))
         if rows := artifact.facts["exposure_rows"][scale]:
             run.log_table(rows, "exposure_bias.json")
         grid = grid_file(artifact.folder, sampler.cfg_scale)
@@ -315,6 +317,11 @@ def log_evaluation(context: StageContext, artifact: Artifact, *, key: str = "") 
             run.log_picture(read_png(trajectory.read_bytes()), "trajectory", 0)
         run.log_file(artifact.folder / "samples.csv")
         return run.run_id
+
+
+def _size(experiment: Experiment) -> dict[str, float]:
+    """How large the model is, beside its scores: Figure 4's axis."""
+    return {"model_parameters": float(parameter_count(experiment.model_settings()))}
 
 
 def check_initial_weights(experiment: Experiment) -> None:
@@ -410,31 +417,6 @@ def _reused(context: StageContext, artifact: Artifact) -> Artifact:
     tags = {f"latentlm.reused.{artifact.stage}": f"{artifact.key} {artifact.run_id}".strip()}
     context.parent.set_tags(tags)
     return artifact
-
-
-def _refuse_bad_corpus(corpus: Corpus, summary: dict[str, Any], total: int) -> None:
-    bad = len(summary["bad_records"])
-    if bad > corpus.max_bad_fraction * total:
-        kinds = ", ".join(f"{count:g} {name}" for name, count in _counts(summary).items())
-        raise UserError(
-            f"{bad} of {total} records of {corpus.source} cannot be used ({kinds}), more than"
-            f" corpus.max_bad_fraction = {corpus.max_bad_fraction:g}: repair it or raise that",
-            exit_code=1,
-        )
-
-
-def _counts(summary: dict[str, Any]) -> dict[str, float]:
-    counts: dict[str, float] = {"bad_records": float(len(summary["bad_records"]))}
-    for record in summary["bad_records"]:
-        name = f"bad_records_{record['kind']}"
-        counts[name] = counts.get(name, 0.0) + 1
-    return counts
-
-
-def _log_bad_records(context: StageContext, bad: list[dict[str, str]]) -> None:
-    if bad:
-        context.say(f"  {len(bad)} unreadable records were skipped; see bad_records.json in MLflow")
-        context.parent.log_table(bad, "bad_records.json")
 
 
 def _last_metrics(journal: Path) -> dict[str, float]:
