@@ -5,15 +5,17 @@ Shapes: queries (B, H, T, K), keys and values (B, G, L, K) with G groups of head
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+if TYPE_CHECKING:  # half a second that a CPU never needs
+    from torch.nn.attention.flex_attention import BlockMask
 
 RotaryStyle = Literal["interleaved", "llama"]
-Mask = Tensor | BlockMask | None
+Mask: TypeAlias = "Tensor | BlockMask | None"
 """Which keys a query sees beyond causality: nothing, bool (B, 1, T, L), or FlexAttention's."""
 
 
@@ -121,7 +123,7 @@ class CausalSelfAttention(nn.Module):
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Mask = None) -> Tensor:
     """Attention (B, H, T, K) of the last T of L positions; causal where no mask is given."""
     grouped = queries.shape[1] != keys.shape[1]
-    if isinstance(mask, BlockMask):
+    if mask is not None and not isinstance(mask, Tensor):
         mixed: Tensor = _compiled_flex()(queries, keys, values, block_mask=mask, enable_gqa=grouped)
         return mixed
     count, total = queries.shape[2], keys.shape[2]
@@ -150,6 +152,8 @@ def packed_mask(document_BT: Tensor) -> Mask:
         same_BTT = document_BT.unsqueeze(2) == document_BT.unsqueeze(1)
         return same_BTT.tril().unsqueeze(1)
 
+    from torch.nn.attention.flex_attention import create_block_mask
+
     def visible(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (document_BT[b, query] == document_BT[b, key])
 
@@ -161,4 +165,6 @@ def packed_mask(document_BT: Tensor) -> Mask:
 @cache
 def _compiled_flex() -> Callable[..., Any]:
     """FlexAttention pays only when compiled: once, at first use."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention)
