@@ -17,7 +17,7 @@ test: .venv/installed-dev  ## set up, then run every test
 ifdef PYTEST_ARGS
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	+$(MAKE) --jobs=2 --output-sync=line --keep-going test-on-ray test-without-ray
+	+$(MAKE) --jobs=2 --keep-going test-on-ray test-without-ray
 endif
 
 test-on-ray: .venv/installed-dev

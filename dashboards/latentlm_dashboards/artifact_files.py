@@ -5,7 +5,6 @@ MLflow's server or another store, which MLflow's own client fetches. What cannot
 of a report: it is left out and said.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -16,9 +15,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 THREADS = 8
+GIVES_UP_AFTER = 3  # runs that cannot be read: a store that hangs would hold up all the others
+SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 PICTURE = re.compile(r"^(?P<key>.+?)[+%]step[+%](?P<step>-?\d+)[+%]timestamp[+%](?P<time>\d+)[+%]")
 
 
@@ -42,11 +45,9 @@ class ArtifactFiles:
     def bytes_of(self, location: str, path: str) -> bytes | None:
         """The file's content; None where there is none or it cannot be read."""
         if (folder := local_folder(location)) is not None:
-            with contextlib.suppress(OSError):
-                return (folder / path).read_bytes()
-            return None
+            return self._here(location, folder, lambda: (folder / path).read_bytes(), None)
         if path not in self.names(location, path.rpartition("/")[0]):
-            return None  # asked of the listing: every store has its own error for what is not there
+            return None  # by the listing, for every store has its own error for what is not there
         try:
             with tempfile.TemporaryDirectory() as folder_name:
                 copy = Path(folder_name) / "file"
@@ -75,10 +76,11 @@ class ArtifactFiles:
     def names(self, location: str, folder: str = "") -> list[str]:
         """What is in a folder, below the run's artifacts; a server is asked once."""
         if (top := local_folder(location)) is not None:
-            with contextlib.suppress(OSError):
-                return sorted(str(one.relative_to(top)) for one in (top / folder).iterdir())
-            return []
+            return self._here(location, top, lambda: _below(top, folder), [])
         if (location, folder) not in self.listed:
+            if location in self.missing or len(self.missing) >= GIVES_UP_AFTER:
+                self.missing.setdefault(location, "it was not asked any more")
+                return []
             try:
                 found = self._repository(location).list_artifacts(folder or None)
             except Exception as error:  # as above
@@ -107,16 +109,31 @@ class ArtifactFiles:
             )
         return self.opened[location]
 
+    def _here(self, location: str, top: Path, read: Callable[[], T], nothing: T) -> T:
+        """What this machine has; absence is noted only where no run of the store is here."""
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError):
+            if not top.parent.parent.exists():
+                self.missing.setdefault(location, "this machine has no such folder")
+        except OSError as error:
+            self._note(location, error)
+        return nothing
+
     def _note(self, location: str, error: Exception) -> None:
         sentence = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        self.missing.setdefault(location, sentence[0])
+        self.missing.setdefault(location, sentence[0][:160])
+
+
+def _below(top: Path, folder: str) -> list[str]:
+    return sorted(str(one.relative_to(top)) for one in (top / folder).iterdir())
 
 
 def local_folder(location: str) -> Path | None:
     """Where on this machine artifacts lie; None for those behind a server."""
     if location.startswith("file:"):
         return Path(urllib.request.url2pathname(urllib.parse.urlparse(location).path))
-    return None if "://" in location or location.startswith("mlflow-artifacts:") else Path(location)
+    return None if SCHEME.match(location) else Path(location)
 
 
 def in_parallel(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:

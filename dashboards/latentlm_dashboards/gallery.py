@@ -70,7 +70,7 @@ def thumbnail(raw: bytes, tile: int | None, size: Size) -> Thumbnail:
     try:
         with Image.open(io.BytesIO(raw)) as opened:
             picture = opened.convert("L" if opened.mode in ("L", "1", "I;16") else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the picture cannot be read: {error}") from None
     of = tiling = tiling_of(picture.size, tile)
     largest = size.whole

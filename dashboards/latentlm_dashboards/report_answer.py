@@ -45,14 +45,17 @@ def answer(points: Points, study: Study) -> str:
     if len(points.groups) == 1:
         return f"{points.metric} is {value}."
     sentence = f"{points.named(best)} is best by {points.metric}: {value}."
-    rivals = [g for g in points.ranked()[1:] if _overlap(found, points.estimate(g))]
-    if found.low is None:
+    if found.low is None or found.high is None:
         return f"{sentence} No interval is known, so the noise of one seed may decide."
-    if not rivals:
-        return f"{sentence} No other interval overlaps with it."
-    nearest = f"{points.named(rivals[0])} ({shown_number(_mean(points, rivals[0]))})"
-    others = f" and of {len(rivals) - 1} more" if len(rivals) > 1 else ""
-    return f"{sentence} Not clearly apart: the intervals of {nearest}{others} overlap with it."
+    rest = [(group, one) for group in points.ranked()[1:] if (one := points.estimate(group))]
+    rivals = [group for group, other in rest if _reaches(other, found.low, found.high)]
+    if rivals:
+        nearest = f"{points.named(rivals[0])} ({shown_number(_mean(points, rivals[0]))})"
+        others = f" and {len(rivals) - 1} more" if len(rivals) > 1 else ""
+        return f"{sentence} Not clearly apart from it: {nearest}{others}."
+    bare = sum(other.low is None for _, other in rest)
+    told = f", but {bare} of the others have no interval" if bare else ""
+    return f"{sentence} No other interval overlaps with it{told}."
 
 
 def _no_answer(points: Points, study: Study) -> str:
@@ -391,14 +394,11 @@ def _interval(estimate: Estimate) -> str:
     return f" (95 % {source}: {shown_number(estimate.low)} to {shown_number(estimate.high)})"
 
 
-def _overlap(one: Estimate, other: Estimate | None) -> bool:
-    if other is None or None in (one.low, one.high, other.low, other.high):
-        return False
-    assert one.low is not None
-    assert one.high is not None
-    assert other.low is not None
-    assert other.high is not None
-    return other.low <= one.high and one.low <= other.high
+def _reaches(other: Estimate, low: float, high: float) -> bool:
+    """Whether the other's interval, or its value where it has none, touches low … high."""
+    if other.low is None or other.high is None:
+        return low <= other.mean <= high
+    return other.low <= high and low <= other.high
 
 
 def _mean(points: Points, group: Group) -> float | None:

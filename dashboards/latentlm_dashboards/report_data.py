@@ -19,6 +19,7 @@ from latentlm_dashboards.studies import Child, Study, read_number
 MOST_CURVES = 12
 MOST_TRAJECTORIES = 16
 MOST_TABLES = 8
+MOST_MISSING = 3
 CURVES = ("loss", "validation_loss")
 SHOWN_FIRST = ("samples", "trajectory", "reconstructions")
 
@@ -51,6 +52,7 @@ class ReportData:
     findings_text: str
     resolved: str
     has_diff: bool
+    tracking_uri: str
     bad_records: list[dict[str, Any]]
     curves: dict[str, dict[str, list[tuple[int, float]]]]
     exposure: dict[str, list[dict[str, Any]]]
@@ -100,6 +102,7 @@ def read_report_data(client: Any, study: Study, files: ArtifactFiles) -> ReportD
         findings_text=_decoded(files.bytes_of(top, "findings.txt")),
         resolved=_decoded(files.bytes_of(top, "experiment/resolved.yaml")),
         has_diff=diff,
+        tracking_uri=files.tracking_uri,
         bad_records=files.rows_of(top, "bad_records.json"),
         curves={},
         exposure={},
@@ -112,8 +115,10 @@ def read_report_data(client: Any, study: Study, files: ArtifactFiles) -> ReportD
     data.curves.update(_curves(client, data, left_out))
     data.exposure.update(_tables(data, ranked, "exposure_bias.json", files))
     data.variance.update(_tables(data, study.of_kind("codec"), "variance.json", files))
-    for location, reason in list(files.missing.items())[:3]:
+    for location, reason in list(files.missing.items())[:MOST_MISSING]:
         left_out.append(f"artifacts at {location} could not be read ({reason})")
+    if len(files.missing) > MOST_MISSING:
+        left_out.append(f"nor could those of {len(files.missing) - MOST_MISSING} more runs")
     return data
 
 
@@ -165,22 +170,24 @@ def _urgency(child: Child, picture: PictureFile) -> tuple[int, int]:
 
 def _spoken(ranked: list[Child], files: ArtifactFiles, left_out: list[str]) -> list[Spoken]:
     found: list[Spoken] = []
-    total = dropped = 0
+    total = dropped = unread = 0
     listed = in_parallel(lambda child: files.names(child.artifacts, FOLDER), ranked)
     for child, names in zip(ranked, listed, strict=True):
         waves = [name for name in names if name.endswith(".wav")]
         texts = (files.json_of(child.artifacts, TEXTS) or {}) if waves else {}
         for path in waves:
             name = path.rpartition("/")[2].removesuffix(".wav")
-            raw = files.bytes_of(child.artifacts, path) if total < BUDGET_BYTES else None
+            raw = files.bytes_of(child.artifacts, path) if total < BUDGET_BYTES else b""
             total += len(raw or b"")
-            if raw is None or total > BUDGET_BYTES:
-                dropped += 1
+            if not raw or total > BUDGET_BYTES:
+                unread, dropped = unread + (raw is None), dropped + (raw is not None)
                 continue
             try:
                 found.append(Spoken(child, name, str(texts.get(name, "")), read_sound(raw)))
             except ValueError as error:
                 left_out.append(f"{path} of {child.name}: {error}")
+    if unread:
+        left_out.append(f"{unread} sounds could not be read")
     if dropped:
         left_out.append(f"{dropped} sounds have no room here; they are in MLflow")
     return found

@@ -1,6 +1,8 @@
 """The later parts of a report: charts, health, bad records, lineage, cost, how to do it again."""
 
 import math
+import re
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -202,7 +204,7 @@ def reproduce_section(data: ReportData) -> Markup:
     """The commands that do it again from the same commit and settings."""
     study = data.study
     commit = study.tags.get("latentlm.git_commit", "none")
-    lines = []
+    lines = [f"export MLFLOW_TRACKING_URI={shlex.quote(_without_password(data.tracking_uri))}"]
     if commit != "none":
         lines.append(f"git checkout {commit}")
     fetch = f"mlflow artifacts download --run-id {study.run_id} --dst-path again --artifact-path"
@@ -210,11 +212,13 @@ def reproduce_section(data: ReportData) -> Markup:
         lines += [f"{fetch} git.diff", "git apply again/git.diff"]
     command = "sweep" if study.kind == "sweep" else "run"
     lines.append(f"{fetch} experiment/resolved.yaml")
-    lines.append(f"latentlm {command} again/resolved.yaml")
+    trained = study.tags.get("latentlm.trained")
+    model = f" --model {trained}" if trained and study.kind == "sweep" else ""
+    lines.append(f"latentlm {command} again/resolved.yaml{model}")
     parts: list[Any] = [
         paragraph(
-            "The resolved file holds every setting, also those given with --set, so the result has"
-            f" the key {study.key or 'of this run'} again.",
+            "The resolved file holds every setting, also those given with --set. Where the run is"
+            " known already the command answers at once; --new repeats it.",
         ),
         element("pre", "\n".join(lines), tabindex="0"),
     ]
@@ -222,6 +226,11 @@ def reproduce_section(data: ReportData) -> Markup:
         inside = element("pre", data.resolved, tabindex="0")
         parts.append(folded("The resolved experiment", inside))
     return section("reproduce", "Do it again", *parts)
+
+
+def _without_password(uri: str) -> str:
+    """The store's address as it may stand in a file that is passed on."""
+    return re.sub(r"://[^/@]*@", "://USER:PASSWORD@", uri)
 
 
 def settings_section(data: ReportData) -> Markup:

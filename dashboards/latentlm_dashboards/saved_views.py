@@ -84,6 +84,8 @@ def state_of(value: str) -> dict[str, Any]:
             packed = base64.b64decode(text.removeprefix(DEFLATED))
             text = zlib.decompress(packed).decode()
         state: dict[str, Any] = json.loads(text)
+        if not isinstance(state, dict):
+            raise ValueError(f"its state is {text[:40]}")
     except (binascii.Error, zlib.error, ValueError) as error:
         raise ValueError(f"it is no saved view that MLflow 3.15 to 3.17 writes: {error}") from error
     return state

@@ -43,10 +43,10 @@ def read_sound(raw: bytes) -> Sound:
         with wave.open(io.BytesIO(raw)) as file:
             rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
             frames = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:
         raise ValueError(f"the sound is no WAV file that can be read: {error}") from None
-    if width != 2:
-        raise ValueError(f"the sound has {8 * width} bits a sample; 16 are expected")
+    if width != 2 or rate <= 0:
+        raise ValueError(f"the sound has {8 * width} bits at {rate} Hz; 16 bits are expected")
     samples = np.frombuffer(frames, "<i2").astype(np.float32) / 32768
     return Sound(raw, rate, samples.reshape(-1, channels).mean(axis=1))
 

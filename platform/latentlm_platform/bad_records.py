@@ -1,7 +1,7 @@
 """The records of a corpus that cannot be used: counted by kind, told, and too many refused."""
 
+import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ class BadRecords:
     rows: tuple[dict[str, str], ...]
 
     @classmethod
-    def of(cls, summary: dict[str, Any]) -> "BadRecords":
-        """Those of an encoding pass, by its summary."""
-        return cls(tuple(summary["bad_records"]))
+    def of(cls, *summaries: dict[str, Any]) -> "BadRecords":
+        """Those of encoding passes, by their summaries; the same record once."""
+        rows = (row for summary in summaries for row in summary["bad_records"])
+        return cls(tuple({json.dumps(row): row for row in rows}.values()))
 
     def counts(self) -> dict[str, float]:
         """`bad_records`, and `bad_records_KIND` of each kind there is."""
@@ -37,10 +38,7 @@ class BadRecords:
                 exit_code=1,
             )
 
-    def log(self, parent: TrackedRun, say: Callable[[str], None]) -> None:
-        """Counts and table for the run or sweep, a sentence for the user."""
-        parent.log_metrics(self.counts())
-        if self.rows:
-            skipped = f"{len(self.rows)} unreadable records were skipped"
-            say(f"  {skipped}; see bad_records.json in MLflow")
-            parent.log_table(list(self.rows), "bad_records.json")
+    def log(self, parent: TrackedRun) -> None:
+        """Counts and table for the run or sweep; they replace those of an earlier attempt."""
+        parent.replace_metrics("bad_records", self.counts())
+        parent.log_table(list(self.rows), "bad_records.json")

@@ -20,6 +20,7 @@ import pyarrow as pa
 from latentlm_platform.errors import UserError
 from latentlm_platform.ordering import IntArray, Rows
 
+SUMMARY = "cache.json"
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -109,9 +110,9 @@ class LatentCache:
         """Mark the cache complete. `summary`: shard sizes by split, moments, bad records."""
         partial = self.folder / "cache.json.partial"
         partial.write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        partial.rename(self.folder / "cache.json")
+        partial.rename(self.folder / SUMMARY)
 
     def summary(self) -> dict[str, Any] | None:
         """What `commit` wrote, or None while the cache is incomplete."""
-        path = self.folder / "cache.json"
+        path = self.folder / SUMMARY
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from latentlm_platform import stages
 from latentlm_platform.arithmetic import cluster_resources, cpu_problems
 from latentlm_platform.artifacts import Artifact, read_artifact
+from latentlm_platform.bad_records import BadRecords
 from latentlm_platform.cluster import connected
 from latentlm_platform.codec_training import check_codec_files
 from latentlm_platform.corpora.named import ensure
@@ -203,6 +204,8 @@ def open_parent(tracker: Tracker, record: RunRecord, request: Request) -> Tracke
         "latentlm.reproduces": experiment.reproduces or "",
         **provenance.tags(),
     }
+    if request.trained is not None:
+        tags["latentlm.trained"] = request.trained.key
     parameters = experiment.model_dump(mode="json")
     parent = tracker.start_run(experiment.name, tags=tags, parameters=parameters)
     parent.log_text(resolved_yaml(experiment), "experiment/resolved.yaml")
@@ -222,6 +225,7 @@ def open_corpus(experiment: Experiment, parent: TrackedRun) -> Splits:
     index = splits.train.index
     seen, bad = survey(splits.train)
     if len(bad) > max(HOPELESS, corpus.max_bad_fraction) * seen:
+        BadRecords(tuple(asdict(record) for record in bad)).log(parent)
         raise UserError(
             f"{len(bad)} of {seen} records sampled from {corpus.source} cannot be used (first:"
             f" {bad[0].key}: {bad[0].reason}), far more than corpus.max_bad_fraction"

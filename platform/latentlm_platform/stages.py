@@ -168,7 +168,10 @@ def make_latents(context: StageContext, codec: Artifact) -> Artifact:
             artifact = _reused(context, finished)
             moments = moments_from(summary["moments"])
     bad = BadRecords.of(summary)
-    bad.log(context.parent, context.say)
+    if bad.rows:
+        context.say(f"  {len(bad.rows)} records cannot be used; see bad_records.json in MLflow")
+    if "latentlm.sweep" not in context.tags:  # trials share a parent: the sweep tells of all
+        bad.log(context.parent)
     bad.refuse_too_many(corpus, total)
     if not isinstance(experiment.codec, ImageCodec):  # codes have no scale
         return artifact

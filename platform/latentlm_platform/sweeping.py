@@ -10,6 +10,8 @@ from typing import Any
 
 from latentlm_platform import stages
 from latentlm_platform.arithmetic import cluster_resources, cpu_problems
+from latentlm_platform.artifacts import Artifact
+from latentlm_platform.bad_records import BadRecords
 from latentlm_platform.cluster import connected
 from latentlm_platform.codec_training import check_codec_files
 from latentlm_platform.errors import UserError
@@ -17,6 +19,7 @@ from latentlm_platform.experiment import Experiment
 from latentlm_platform.experiment_file import experiment_key, load_experiment
 from latentlm_platform.experiment_sweep import Point, stage_of, sweep_points
 from latentlm_platform.findings import Row, findings_report, read_findings, render_findings
+from latentlm_platform.latent_cache import SUMMARY
 from latentlm_platform.ledger import Line, ledger_of
 from latentlm_platform.pipeline import (
     Request,
@@ -155,11 +158,20 @@ def _conclude(record: RunRecord, experiment: Experiment, parent: TrackedRun) -> 
     parent.log_text(json.dumps(findings_report(findings), indent=1), "findings.json")
     parent.log_text(render_findings(findings), "findings.txt")
     parent.log_table([{**row.values, **row.metrics} for row in finished], "points.json")
+    _bad_records(record).log(parent)
     if findings.best is not None:
         metrics[f"best_{sweep.metric}"] = findings.best.score.mean
     metrics["run_seconds"] = now_s() - record.started_s
     parent.log_metrics(metrics)
     return record.changed(metrics=metrics)
+
+
+def _bad_records(record: RunRecord) -> BadRecords:
+    """Of every corpus that its points were encoded from."""
+    ends = ledger_of(record.folder).ends().values()
+    keys = sorted({key for end in ends if (key := end.artifacts.get("latents"))})
+    paths = [Artifact("latents", key).folder / SUMMARY for key in keys]
+    return BadRecords.of(*(json.loads(p.read_text("utf-8")) for p in paths if p.exists()))
 
 
 def sweep_findings(record: RunRecord, experiment: Experiment) -> Any:

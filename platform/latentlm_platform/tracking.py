@@ -83,6 +83,17 @@ class TrackedRun:
         for some in chunks(rows, METRICS_A_CALL):
             self._send("metrics", functools.partial(self.log_batch, metrics=some))
 
+    def replace_metrics(self, prefix: str, metrics: dict[str, float]) -> None:
+        """These values; others of that prefix which the run has become 0."""
+
+        def replace() -> None:
+            known = self._client.get_run(self.run_id).data.metrics
+            old = {name: 0.0 for name in known if name.startswith(prefix)}
+            now_ms = time.time_ns() // 1_000_000
+            self.log_batch(metrics=metric_rows(old | metrics, step=0, time_ms=now_ms))
+
+        self._send("metrics", replace)
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts."""
         self._send(

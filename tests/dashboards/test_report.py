@@ -88,7 +88,7 @@ def test_a_sweep_has_every_part_and_its_numbers(written: dict[str, Any]) -> None
     wanted |= {"sound", "process", "records", "settings", "lineage", "reproduce"}
     assert ids == wanted
     assert "σ 0.5, CFG 2 is best" in page.text(inside="answer")
-    rivals = "the intervals of σ 0.5, CFG 1 (60.00) and of 1 more overlap"  # two seeds: t = 12.7
+    rivals = "Not clearly apart from it: σ 0.5, CFG 1 (60.00) and 1 more."  # two seeds: t = 12.7
     assert rivals in page.text(inside="answer")
     text = page.text()
     for piece in ("not finite", "1 of 2 steps fall", "truncated <PNG> & more", "2 × AMD EPYC"):
@@ -234,6 +234,26 @@ def test_artifacts_behind_another_store_are_fetched_by_mlflow(
     assert not there.missing  # what was never written is no fault
     assert there.bytes_of("nothing://answers", "samples.csv") is None
     assert list(there.missing) == ["nothing://answers"]
+
+
+def test_a_store_that_fails_for_three_runs_is_not_asked_for_a_fourth() -> None:
+    files = ArtifactFiles("http://127.0.0.1:9")
+    locations = [f"nothing://answers/{i}" for i in range(5)]
+    for location in locations:
+        assert files.pictures(location) == []
+        assert files.bytes_of(location, "samples.csv") is None
+    assert list(files.missing) == locations
+    assert [files.missing[one] for one in locations[3:]] == ["it was not asked any more"] * 2
+
+
+def test_files_of_another_machine_are_missed_and_absent_ones_are_not(tmp_path: Path) -> None:
+    (tmp_path / "1" / "run" / "artifacts").mkdir(parents=True)
+    files = ArtifactFiles("sqlite://")
+    for run in ("run", "without"):
+        assert files.rows_of((tmp_path / "1" / run / "artifacts").as_uri(), "points.json") == []
+    assert not files.missing
+    assert files.pictures("file:///of/another/machine/1/run/artifacts") == []
+    assert list(files.missing.values()) == ["this machine has no such folder"]
 
 
 def test_pictures_are_found_under_mlflows_own_names() -> None:

@@ -17,6 +17,7 @@ from latentlm_dashboards.charts import cost_chart, curve_chart, factor_charts, r
 from latentlm_dashboards.gallery import Size, thumbnail, tiling_of, within_budget
 from latentlm_dashboards.measures import better, main_metric, shown_number
 from latentlm_dashboards.points import estimated, pareto, read_points
+from latentlm_dashboards.report_answer import answer
 from latentlm_dashboards.sound import read_sound, spectrogram
 from latentlm_dashboards.studies import Child, Study, read_study
 from making_tracked_sweeps import (
@@ -47,6 +48,25 @@ def study(*children: Child, **parameters: str) -> Study:
     swept = {name.replace("__", "."): value for name, value in parameters.items()}
     own = tracked("s", kind="sweep", parameters=swept)
     return Study(**own, experiment_id="1", experiment="e", children=children)
+
+
+def test_the_answer_does_not_call_apart_what_has_no_interval() -> None:
+    def told(*values: tuple[float, float, int]) -> str:
+        """The answer over evaluations (CFG, value, seed)."""
+        points = [
+            child("evaluation", {"sample.cfg_scale": cfg, "train.seed": seed}, {METRIC: value})
+            for cfg, value, seed in values
+        ]
+        swept = {"sweep__grid__sample__cfg_scale": "[1, 2, 3]", "sweep__metric": METRIC}
+        made = study(*points, **swept)
+        return answer(read_points(made, []), made)
+
+    best = [(1.0, 10.0, 0), (1.0, 11.0, 1), (1.0, 12.0, 2)]
+    assert "Not clearly apart from it: CFG 2 (11.00)." in told(*best, (2.0, 11.0001, 0))
+    far = told(*best, (2.0, 90.0, 0))
+    assert "No other interval overlaps with it, but 1 of the others have no interval." in far
+    both = told(*best, (2.0, 90.0, 0), (2.0, 91.0, 1), (3.0, 12.0, 0), (3.0, 12.4, 1))
+    assert "Not clearly apart from it: CFG 3 (12.20)." in both
 
 
 def test_seeds_give_students_interval() -> None:
@@ -191,6 +211,8 @@ def test_pictures_that_are_no_tiles_are_kept_whole_and_broken_ones_refused() -> 
     assert (small.width, small.height, small.tiling) == (300, 100, (1, 1))
     with pytest.raises(ValueError, match="cannot be read"):
         thumbnail(b"no picture", 32, Size(2, 24, 300))
+    with pytest.raises(ValueError, match="cannot be read"):
+        thumbnail(tiles_png(lambda i: i).replace(b"IDAT", b"I\xffAT"), 32, Size(2, 24, 300))
     assert within_budget([4, 4, 4], budget=9) == 2
 
 
@@ -203,6 +225,12 @@ def test_a_spectrogram_is_brightest_at_the_tone() -> None:
     assert from_below / height == pytest.approx(hertz / (rate / 2), abs=0.03)
     with pytest.raises(ValueError, match="no WAV"):
         read_sound(b"RIFF")
+    good = sine_wav(hertz, rate=rate)
+    for part, value in ((slice(16, 20), b"\xff\xff\xff\x7f"), (slice(24, 28), bytes(4))):
+        harmed = bytearray(good)
+        harmed[part] = value  # the size of the format, the rate
+        with pytest.raises(ValueError, match="the sound"):
+            read_sound(bytes(harmed))
 
 
 def test_metrics_know_their_direction_and_numbers_their_digits() -> None:

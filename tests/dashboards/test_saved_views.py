@@ -52,6 +52,15 @@ def place(client: Any, request: pytest.FixtureRequest) -> Place:
     return Place(client, request.node.name)
 
 
+def test_a_view_of_another_program_is_passed_over(place: Place, uri: str) -> None:
+    place.apply()
+    for state in ("null", "[]", "no JSON"):
+        odd = json.dumps({"name": "odd", "state": state})
+        place.client.set_experiment_tag(place.id, f"{SHARED}of-another-program", odd)
+        found = diff_views(uri, place.name, names=[VIEW.name])
+        assert [one.standing for one in found] == ["same"]
+
+
 def test_the_link_names_the_saved_view(place: Place) -> None:
     assert place.apply() == "created"
     ((key, value),) = place.saved().items()

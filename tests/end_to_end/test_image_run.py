@@ -176,11 +176,16 @@ def test_stopping_saves_a_checkpoint_and_reads_killed(
     assert "RUNNING" not in {run.info.status for run in mlflow_runs(finished).values()}
 
 
-def test_too_many_bad_records_end_the_run(cli: Any, experiment_file: Path) -> None:
+def test_too_many_bad_records_end_the_run(
+    cli: Any, experiment_file: Path, finished: dict[str, Any]
+) -> None:
     code, report = cli("run", str(experiment_file), "--set", "corpus.max_bad_fraction=0.01")
     assert code == 1
     assert report["status"] == "FAILED"
     assert "more than corpus.max_bad_fraction = 0.01" in report["error"]
+    refused = mlflow_runs(finished)[report["run_id"]]
+    assert refused.data.metrics["bad_records"] == 30
+    assert "bad_records.json" in refused.data.tags["mlflow.loggedArtifacts"]
 
 
 @pytest.mark.parametrize(

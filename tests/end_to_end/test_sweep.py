@@ -69,6 +69,15 @@ def runs_of(report: dict[str, Any]) -> list[Any]:
     return list(client.search_runs([experiment], query))
 
 
+def mlflow_metrics(report: dict[str, Any]) -> dict[str, float]:
+    from mlflow import MlflowClient
+
+    metrics: dict[str, float] = (
+        MlflowClient(report["tracking_uri"]).get_run(report["run_id"]).data.metrics
+    )
+    return metrics
+
+
 def test_points_share_what_they_can(unharmed: dict[str, Any], home: Path, sweep_file: Path) -> None:
     assert unharmed["status"] == "FINISHED"
     assert len(table(unharmed)) == 4
@@ -84,6 +93,8 @@ def test_points_share_what_they_can(unharmed: dict[str, Any], home: Path, sweep_
     assert {run.data.tags["latentlm.key"] for run in points} == set(table(unharmed))
     assert {run.data.params["sample.cfg_scale"] for run in points} == {"1.0", "3.0"}
     assert unharmed["findings"]["claims"][0]["held"] == "reported"
+    assert mlflow_metrics(unharmed)["bad_records"] == 30
+    assert min(run.data.metrics["model_parameters"] for run in points) > 10_000
 
 
 def test_a_finished_sweep_answers_at_once(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from latentlm_platform.bad_records import BadRecords
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment import Tracking
 from latentlm_platform.journal import Journal
@@ -95,6 +96,22 @@ def test_a_run_and_its_child_as_mlflow_holds_them(tracker: Tracker, tmp_path: Pa
     table = Path(tracker.client.download_artifacts(child.run_id, "table.json", str(tmp_path)))
     assert pd.read_json(table, orient="split").to_dict("list")["seed"] == [1, 2]
     assert f"/#/experiments/{tracker.experiment_id}/runs/{run.run_id}" in run.url("http://h:1/")
+
+
+def test_bad_records_of_an_earlier_attempt_are_replaced(tracker: Tracker) -> None:
+    run = tracker.start_run("repaired")
+    row = {"key": "a", "kind": "truncated_image", "reason": "half"}
+    summary = {"bad_records": [row, row | {"key": "b", "kind": "too_large"}]}
+    BadRecords.of(summary, summary).log(run)
+    data = tracker.client.get_run(run.run_id).data
+    assert data.metrics == {
+        "bad_records": 2, "bad_records_truncated_image": 1, "bad_records_too_large": 1,
+    }  # fmt: skip
+    time.sleep(0.01)
+    BadRecords.of().log(run)
+    assert set(tracker.client.get_run(run.run_id).data.metrics.values()) == {0}
+    table = tracker.client.download_artifacts(run.run_id, "bad_records.json")
+    assert json.loads(Path(table).read_text())["data"] == []
 
 
 def test_a_reopened_run_goes_on_under_its_id(tracker: Tracker) -> None:

@@ -1,5 +1,6 @@
 """The report of a finished run or sweep: one file in its folder, and in MLflow with it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def written_report(request: Request, record: RunRecord) -> Path | None:
         write_report(record.tracking_uri, record.run_id, path, base_url=pages)
         tracker = open_tracker(request.experiment.tracking)
         TrackedRun(tracker, record.run_id).log_file(path)
-        tracker.close()
+        if lost := tracker.close():
+            os.utime(path, (0, 0))  # older than the run: the next command tries again
+            print(lost, file=sys.stderr)
     except Exception as error:  # the results are complete without it
         print(
             f"the report could not be written: {error}; `latentlm dashboards report {record.key}`"

@@ -46,6 +46,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     tracker = open_tracker(tracking)
     if tracker.uri.startswith("http"):
         return Result(_report(tracker.uri, tracker.uri, arguments.experiment))
+    _require_port(arguments.port)
     url = f"http://127.0.0.1:{arguments.port}"
     report = _report(tracker.uri, url, arguments.experiment)
     print("starting MLflow, which takes up to a minute", file=sys.stderr)
@@ -84,10 +85,8 @@ def _applied(uri: str, url: str, experiment: str) -> dict[str, str]:
         return {}
 
 
-def _start(uri: str, port: int) -> "subprocess.Popen[bytes]":
-    """A server that answers, or a UserError; its log is in $LATENTLM_HOME."""
-    from latentlm_platform.home import home
-
+def _require_port(port: int) -> None:
+    """UserError before anything is written, where the server could not listen there."""
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -96,6 +95,12 @@ def _start(uri: str, port: int) -> "subprocess.Popen[bytes]":
             raise UserError(
                 f"port {port} is taken or not allowed; choose another with --port"
             ) from None
+
+
+def _start(uri: str, port: int) -> "subprocess.Popen[bytes]":
+    """A server that answers, or a UserError; its log is in $LATENTLM_HOME."""
+    from latentlm_platform.home import home
+
     log = home() / "mlflow-server.log"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
@@ -120,9 +125,10 @@ def _start(uri: str, port: int) -> "subprocess.Popen[bytes]":
 
 def _wait_until_healthy(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine's own
     while server.poll() is None and time.monotonic() < deadline_s:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with direct.open(url, timeout=5):
                 return
         except OSError:
             time.sleep(0.3)
