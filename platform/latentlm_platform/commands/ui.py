@@ -51,7 +51,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     report = _report(tracker.uri, url, arguments.experiment)
     print("starting MLflow, which takes up to a minute", file=sys.stderr)
     server = _start(tracker.uri, arguments.port)
-    print(f"MLflow answers at {url}; Ctrl-C ends it")
+    print(f"MLflow answers at {url}; Ctrl-C ends it", flush=True)  # also into a pipe
     return Result(report, then=lambda: _serve(server))
 
 
