@@ -119,10 +119,15 @@ def demands(experiment: Experiment) -> list[Demand]:
     ]
 
 
-def cpu_problems(experiment: Experiment, cluster: ClusterResources) -> list[str]:
-    """A sentence with a fix for the stages that would wait for ever, those of one fix together."""
+def cpu_problems(
+    experiment: Experiment, cluster: ClusterResources, *, trained: bool = False
+) -> list[str]:
+    """A sentence with a fix for the stages that would wait for ever, those of one fix together.
+
+    Of a model that is trained already only the evaluation is left.
+    """
     waiting: dict[tuple[str, str], list[str]] = {}
-    for demand in demands(experiment):
+    for demand in demands(experiment)[-1:] if trained else demands(experiment):
         if demand.cpus > cluster.cpus + 1e-6:
             lack = (
                 f"{demand.cpus:g} CPUs, the cluster has {cluster.cpus:g}, and Ray would wait for"

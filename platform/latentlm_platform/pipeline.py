@@ -65,7 +65,7 @@ def execute(request: Request) -> RunRecord:
 def _drive(request: Request, record: RunRecord) -> RunRecord:
     if record.status == "FINISHED" and _reaches(record.until, request.until):
         return record
-    _refuse_what_does_not_fit(request.experiment)
+    _refuse_what_does_not_fit(request)
     tracker = open_tracker(request.experiment.tracking)
     parent = open_parent(tracker, record, request)
     record = record.changed(
@@ -175,14 +175,19 @@ def _reaches(done: str | None, wanted: str) -> bool:
     return done is not None and STAGES.index(done) >= STAGES.index(wanted)
 
 
-def _refuse_what_does_not_fit(experiment: Experiment) -> None:
+def _refuse_what_does_not_fit(request: Request) -> None:
+    experiment = request.experiment
     if experiment.sweep is not None:
         raise UserError(
             f"{experiment.name} has a sweep: use `latentlm sweep`, or `latentlm run` for one point,"
             " its values given with --set, and --set sweep=null"
         )
     unready = untrainable(experiment)
-    problems = [unready] if unready else cpu_problems(experiment, cluster_resources(experiment))
+    trained = request.trained is not None
+    if unready:
+        problems = [unready]
+    else:
+        problems = cpu_problems(experiment, cluster_resources(experiment), trained=trained)
     if problems:
         raise UserError("; ".join(problems), exit_code=3, report={"fits": False})
 

@@ -98,8 +98,8 @@ def _refuse(experiment: Experiment, points: list[Point], *, trained: RunRecord |
     for one in {work_key(p.experiment, SIZED): p.experiment for p in points}.values():
         unready = untrainable(one)
         sized = one.model_copy(update={"sweep": experiment.sweep})
-        found = [unready] if unready else cpu_problems(sized, cluster)
-        problems |= dict.fromkeys(found)
+        fits = cpu_problems(sized, cluster, trained=trained is not None)
+        problems |= dict.fromkeys([unready] if unready else fits)
     if problems:
         raise UserError("; ".join(problems), exit_code=3, report={"fits": False})
 

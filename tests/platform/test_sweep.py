@@ -279,6 +279,11 @@ def test_a_sweep_that_asks_too_much_is_refused_with_numbers_and_a_fix() -> None:
     assert fix == "sweep.max_concurrent=1"
     mended = swept("{grid: {train.seed: [0, 1, 2]}}", fix)
     assert cpu_problems(mended, four) == []
+    assert cpu_problems(experiment, four, trained=True) == []  # sampling alone trains nothing
+    (evaluation,) = cpu_problems(
+        swept("{max_concurrent: 40, grid: {sample.steps: [2]}}"), four, trained=True
+    )
+    assert "evaluation needs 5 CPUs, the cluster has 4" in evaluation
 
 
 def test_the_refusal_takes_less_than_five_seconds(tmp_path: Path) -> None:
