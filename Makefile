@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help quickstart test test-on-ray test-without-ray check bench clean
+.PHONY: help quickstart test test-end-to-end test-parts check bench clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -12,19 +12,19 @@ help:  ## what can be made
 quickstart: .venv/installed  ## set up, then run experiments/quickstart.yaml to its table of results
 	$(BIN)/latentlm run experiments/quickstart.yaml
 
-# Tests that start a Ray in one process and all others in another: two Rays starve each other.
+# Two processes on two cores: what goes through the command line, and all else.
 test: .venv/installed-dev  ## set up, then run every test
 ifdef PYTEST_ARGS
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	+$(MAKE) --jobs=2 --keep-going test-on-ray test-without-ray
+	+$(MAKE) --jobs=2 --keep-going test-end-to-end test-parts
 endif
 
-test-on-ray: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray
+test-end-to-end: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/end_to_end
 
-test-without-ray: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray"
+test-parts: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/end_to_end
 
 check: .venv/installed-dev  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check .
