@@ -18,7 +18,7 @@ from latentlm_platform.corpora.class_images import (
     decode_record,
     open_corpus,
 )
-from latentlm_platform.experiment import Corpus
+from latentlm_platform.experiment.sections import Corpus
 
 CLASSES = ("bird", "cat", "dog")
 SIZE = 8

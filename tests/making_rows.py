@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from latentlm_platform.experiment_claims import AnyClaim
-from latentlm_platform.row_groups import Row
-from latentlm_platform.verdicts import Verdict, read_claim
+from latentlm_platform.experiment.claims import AnyClaim
+from latentlm_platform.sweeps.row_groups import Row
+from latentlm_platform.sweeps.verdicts import Verdict, read_claim
 
 SIGMA, CFG, SEED = "codec.variance.sigma", "sample.cfg_scale", "train.seed"
 FID = "frechet_efficientnet_lite0"

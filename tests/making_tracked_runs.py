@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from mlflow.entities import Metric, Param
 
-from latentlm_platform.experiment_file import load_experiment
-from latentlm_platform.tracking import flatten
+from latentlm_platform.experiment.files import load_experiment
+from latentlm_platform.tracking.client import flatten
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STEPS = (100, 200, 300, 400)

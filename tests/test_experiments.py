@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from latentlm.catalogue import parameter_count
-from latentlm_platform.arithmetic import ClusterResources
-from latentlm_platform.experiment import Experiment
-from latentlm_platform.experiment_claims import Insensitive
-from latentlm_platform.experiment_file import (
+from latentlm_platform.planning.resources import ClusterResources
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.experiment.claims import Insensitive
+from latentlm_platform.experiment.files import (
     experiment_key,
     load_experiment,
     resolved_yaml,
     source_text,
 )
-from latentlm_platform.experiment_sweep import sweep_points
+from latentlm_platform.experiment.points import sweep_points
 from latentlm_platform.located_yaml import read_yaml
-from latentlm_platform.plan import Work, make_plan, sweep_work
-from latentlm_platform.row_groups import Row, matching
-from latentlm_platform.verdicts import read_claim
+from latentlm_platform.planning.plan import Work, make_plan, sweep_work
+from latentlm_platform.sweeps.row_groups import Row, matching
+from latentlm_platform.sweeps.verdicts import read_claim
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"

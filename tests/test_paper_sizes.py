@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from latentlm.catalogue import AnyCodec, AnyModel, build_codec, build_model
-from latentlm_platform.estimates import counts
-from latentlm_platform.experiment import Experiment
-from latentlm_platform.experiment_file import load_experiment
-from latentlm_platform.experiment_sweep import sweep_points
-from latentlm_platform.plan import untrainable
+from latentlm_platform.planning.estimates import counts
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.experiment.files import load_experiment
+from latentlm_platform.experiment.points import sweep_points
+from latentlm_platform.planning.plan import untrainable
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 WITHIN = 0.01

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latentlm_platform.arithmetic import local_cpus
+from latentlm_platform.planning.resources import local_cpus
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment import Cluster
+from latentlm_platform.experiment.sections import Cluster
 from latentlm_platform.home import home
 
 PACKAGES = ("latentlm", "latentlm_platform", "latentlm_dashboards")

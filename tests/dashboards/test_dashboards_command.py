@@ -164,9 +164,9 @@ def test_a_run_puts_the_views_in_and_links_those_that_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from latentlm_platform.commands.results import mlflow_links
-    from latentlm_platform.experiment_file import load_experiment
+    from latentlm_platform.experiment.files import load_experiment
     from latentlm_platform.pipeline import Request
-    from latentlm_platform.tracking import open_tracker
+    from latentlm_platform.tracking.client import open_tracker
     from making_tracked_runs import EXPERIMENTS
 
     monkeypatch.setenv("LATENTLM_HOME", str(tmp_path))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from latentlm_platform.journal import Journal
+from latentlm_platform.tracking.journal import Journal
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]

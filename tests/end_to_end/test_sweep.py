@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from latentlm_platform.experiment_file import experiment_key, load_experiment
-from latentlm_platform.ledger import Ledger, Line
+from latentlm_platform.experiment.files import experiment_key, load_experiment
+from latentlm_platform.sweeps.ledger import Ledger, Line
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from latentlm_platform.provenance import collect
+from latentlm_platform.tracking.provenance import collect
 
 SOURCE = Path(__file__).parents[3]
 OTHERS_MAY_USE = 0.10

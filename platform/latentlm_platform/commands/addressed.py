@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from latentlm_platform.commands import Result
 
 if TYPE_CHECKING:
-    from latentlm_platform.job_client import Job, JobClient
+    from latentlm_platform.submission.job_client import Job, JobClient
 
 STOP_TIMEOUT_S = 240.0  # more than Ray waits before it kills
 LAST_LINES = 5
@@ -33,14 +33,14 @@ def add_address(parser: argparse.ArgumentParser, *, default: str = "runs on this
 
 def connect(arguments: argparse.Namespace) -> "JobClient":
     """The cluster that `--address` names."""
-    from latentlm_platform.submission import open_client
+    from latentlm_platform.submission.submission import open_client
 
     return open_client(arguments.address, token_file=arguments.token_file)
 
 
 def list_jobs(arguments: argparse.Namespace) -> Result:
     """`list --address`: the jobs that `latentlm submit` sent there, the newest first."""
-    from latentlm_platform.submission import our_jobs
+    from latentlm_platform.submission.submission import our_jobs
 
     client = connect(arguments)
     jobs = our_jobs(client.jobs())[: max(0, arguments.limit)]
@@ -54,7 +54,7 @@ def list_jobs(arguments: argparse.Namespace) -> Result:
 
 def show_status(arguments: argparse.Namespace) -> Result:
     """`status --address`: how a job is, which run it became, and the end of its log."""
-    from latentlm_platform.submission import find_job, mlflow_run
+    from latentlm_platform.submission.submission import find_job, mlflow_run
 
     client = connect(arguments)
     job = find_job(client.jobs(), arguments.run)
@@ -71,7 +71,7 @@ def show_status(arguments: argparse.Namespace) -> Result:
 def stop_job(arguments: argparse.Namespace) -> Result:
     """`stop --address`: the job saves a checkpoint and ends."""
     from latentlm_platform.errors import UserError
-    from latentlm_platform.submission import find_job
+    from latentlm_platform.submission.submission import find_job
 
     client = connect(arguments)
     job = find_job(client.jobs(), arguments.run)
@@ -98,7 +98,7 @@ def stop_job(arguments: argparse.Namespace) -> Result:
 
 def resume_job(arguments: argparse.Namespace) -> Result:
     """`resume --address`: a new job that goes on with the run of one that ended early."""
-    from latentlm_platform.submission import find_job, resume
+    from latentlm_platform.submission.submission import find_job, resume
 
     client = connect(arguments)
     sent = resume(client, find_job(client.jobs(), arguments.run))

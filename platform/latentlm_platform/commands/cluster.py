@@ -15,7 +15,7 @@ from latentlm_platform.commands import Result
 from latentlm_platform.commands.addressed import STOP_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from latentlm_platform.job_client import JobClient
+    from latentlm_platform.submission.job_client import JobClient
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def execute(arguments: argparse.Namespace) -> Result:
         return _down()
     if arguments.cpus is not None and arguments.cpus < 1:
         raise UserError(f"--cpus {arguments.cpus} is too few; give 1 or more")
-    from latentlm_platform.head_node import start_head
+    from latentlm_platform.submission.head_node import start_head
 
     head, started = start_head(cpus=arguments.cpus, port=arguments.port)
     print(f"a cluster of {head.cpus} CPUs {'is' if started else 'was already'} up: {head.address}")
@@ -46,7 +46,7 @@ def execute(arguments: argparse.Namespace) -> Result:
 
 
 def _down() -> Result:
-    from latentlm_platform.head_node import end_head, read_head
+    from latentlm_platform.submission.head_node import end_head, read_head
 
     head = read_head()
     stopped = _stop_jobs(head.client()) if head else []
@@ -61,7 +61,7 @@ def _down() -> Result:
 def _stop_jobs(client: "JobClient") -> list[str]:
     """Let running jobs of ours save; a cluster that does not answer is ended all the same."""
     from latentlm_platform.errors import UserError
-    from latentlm_platform.submission import our_jobs
+    from latentlm_platform.submission.submission import our_jobs
 
     try:
         alive = [job.submission_id for job in our_jobs(client.jobs()) if job.alive]

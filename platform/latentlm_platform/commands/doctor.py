@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> Result:
-    from latentlm_platform.doctor import examine
+    from latentlm_platform.planning.doctor import examine
 
     checks = []
     for check in examine(build=arguments.build):

@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_platform.commands.results import perform
     from latentlm_platform.errors import UserError
-    from latentlm_platform.experiment_file import experiment_key, load_experiment
+    from latentlm_platform.experiment.files import experiment_key, load_experiment
     from latentlm_platform.pipeline import Request
     from latentlm_platform.runs import find_run, reap
 

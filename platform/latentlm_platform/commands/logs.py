@@ -24,7 +24,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     if arguments.address is None:
         return _kept(arguments)
     from latentlm_platform.commands.addressed import connect, follow_job, job_report
-    from latentlm_platform.submission import find_job
+    from latentlm_platform.submission.submission import find_job
 
     client = connect(arguments)
     job = find_job(client.jobs(), arguments.run)
@@ -39,7 +39,7 @@ def _kept(arguments: argparse.Namespace) -> Result:
     """The log that a submitted run left in its folder."""
     from latentlm_platform.errors import UserError
     from latentlm_platform.runs import find_run, reap
-    from latentlm_platform.submitted import DRIVER_LOG
+    from latentlm_platform.commands.submitted import DRIVER_LOG
 
     reap()
     record = find_run(arguments.run)

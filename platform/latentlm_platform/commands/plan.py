@@ -21,10 +21,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> Result:
-    from latentlm_platform.experiment_file import load_experiment
+    from latentlm_platform.experiment.files import load_experiment
 
     experiment = load_experiment(arguments.file, overrides=arguments.overrides)
-    from latentlm_platform.plan import make_plan, plan_table
+    from latentlm_platform.planning.plan import make_plan, plan_table
 
     plan = make_plan(experiment)
     print(f"{arguments.file}: {experiment.name!r}, key {plan.key}\n{plan_table(plan)}")

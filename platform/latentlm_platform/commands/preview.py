@@ -19,7 +19,7 @@ from latentlm_platform.errors import UserError
 
 if TYPE_CHECKING:  # heavy to import; needed here for annotations alone
     from latentlm_platform.corpora.class_images import BadRecord, CorpusIndex, Decoded
-    from latentlm_platform.experiment import Corpus
+    from latentlm_platform.experiment.sections import Corpus
 
 SAMPLE_CHUNKS = 8
 GRID_CLASSES = 20
@@ -45,7 +45,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     """Report: records, sampled records, class counts, bad records by kind, the picture's path."""
     from latentlm_platform.corpora.class_images import open_corpus
     from latentlm_platform.corpora.named import ensure
-    from latentlm_platform.experiment_file import load_experiment
+    from latentlm_platform.experiment.files import load_experiment
     from latentlm_platform.home import home
 
     experiment = load_experiment(arguments.file, overrides=arguments.overrides)

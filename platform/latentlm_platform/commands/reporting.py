@@ -7,7 +7,7 @@ from pathlib import Path
 from latentlm_platform.commands.compare import LOCAL_PAGES
 from latentlm_platform.pipeline import Request
 from latentlm_platform.runs import RunRecord
-from latentlm_platform.tracking import TrackedRun, open_tracker
+from latentlm_platform.tracking.client import TrackedRun, open_tracker
 
 REPORT = "report.html"
 

@@ -27,7 +27,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_platform.commands.results import perform
     from latentlm_platform.commands.sweep_results import perform_sweep
     from latentlm_platform.errors import UserError
-    from latentlm_platform.experiment_file import experiment_key, load_experiment
+    from latentlm_platform.experiment.files import experiment_key, load_experiment
     from latentlm_platform.pipeline import STAGES, Request
     from latentlm_platform.runs import find_run, reap
 

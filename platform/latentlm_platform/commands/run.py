@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_platform.commands.results import perform
-    from latentlm_platform.experiment_file import load_experiment
+    from latentlm_platform.experiment.files import load_experiment
     from latentlm_platform.pipeline import Request
 
     try:

@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> Result:
-    from latentlm_platform.sampling import SampleRequest, sample_images
+    from latentlm_platform.evaluation.sampling import SampleRequest, sample_images
 
     request = SampleRequest(
         run=arguments.run,

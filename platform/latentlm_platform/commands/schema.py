@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> Result:
-    from latentlm_platform.experiment_schema import json_schema
+    from latentlm_platform.experiment.json_schema import json_schema
 
     schema = json_schema()
     if arguments.json is None:

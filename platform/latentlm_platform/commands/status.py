@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> Result:
     if arguments.address is not None:
         return show_status(arguments)
-    from latentlm_platform.ledger import ledger_of
+    from latentlm_platform.sweeps.ledger import ledger_of
     from latentlm_platform.runs import find_run, now_s, reap
 
     reap()

@@ -29,8 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_platform.commands.addressed import connect, follow_job, job_report, say_sent
     from latentlm_platform.errors import UserError
-    from latentlm_platform.experiment_file import load_experiment
-    from latentlm_platform.submission import submit
+    from latentlm_platform.experiment.files import load_experiment
+    from latentlm_platform.submission.submission import submit
 
     experiment = load_experiment(arguments.file, overrides=arguments.overrides)
     if arguments.home is not None and not arguments.home.startswith(("/", "~")):

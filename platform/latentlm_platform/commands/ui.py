@@ -38,8 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> Result:
-    from latentlm_platform.experiment import Tracking
-    from latentlm_platform.tracking import open_tracker
+    from latentlm_platform.experiment.sections import Tracking
+    from latentlm_platform.tracking.client import open_tracker
 
     chosen = {"experiment": arguments.experiment} if arguments.experiment else {}
     tracking = Tracking(uri=arguments.uri, **chosen)
@@ -58,7 +58,7 @@ def execute(arguments: argparse.Namespace) -> Result:
 def _report(uri: str, url: str, experiment: str | None) -> dict[str, object]:
     """Apply all views, print the way to them, the first question first."""
     from latentlm_dashboards import tracked_experiments
-    from latentlm_platform.experiment import Tracking
+    from latentlm_platform.experiment.sections import Tracking
 
     names = [experiment] if experiment else tracked_experiments(uri)
     views = {name: _applied(uri, url, name) for name in names or [Tracking().experiment]}

@@ -32,7 +32,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> Result:
-    from latentlm_platform.experiment_file import experiment_key, load_experiment, resolved_yaml
+    from latentlm_platform.experiment.files import experiment_key, load_experiment, resolved_yaml
 
     reports: list[dict[str, Any]] = []
     sentences, problems = [], []

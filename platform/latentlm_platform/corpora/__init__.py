@@ -1,1 +1,1 @@
-"""Raw corpora: where they lie, what their records are, and public ones by name."""
+"""Source → files → chunk table → records of parts, divided into trained on and held out."""

@@ -35,7 +35,7 @@ from latentlm_platform.corpora.locating import Listing, list_files, locate
 from latentlm_platform.corpora.parquet_footers import Columns
 from latentlm_platform.corpora.records import BadRecord, Decoded, Labels, RawRecord, decode_record
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment import Corpus
+from latentlm_platform.experiment.sections import Corpus
 
 __all__ = ["BadRecord", "CorpusIndex", "Decoded", "RawRecord", "decode_record", "open_corpus"]
 

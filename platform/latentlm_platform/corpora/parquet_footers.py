@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from latentlm_platform.corpora.chunk_index import Chunk, Entry, Naming
 from latentlm_platform.corpora.locating import Listing, Location, is_lost
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment import Corpus
+from latentlm_platform.experiment.sections import Corpus
 
 READERS = 8
 MAGIC = b"PAR1"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from latentlm.media import Pixels, UnreadableImage, decode_image
-from latentlm_platform.experiment import Corpus
+from latentlm_platform.experiment.sections import Corpus
 
 
 @dataclass(frozen=True, slots=True)

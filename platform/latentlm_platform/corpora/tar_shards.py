@@ -14,7 +14,7 @@ from typing import Any
 
 from latentlm_platform.corpora.chunk_index import Entry, Naming
 from latentlm_platform.corpora.locating import Location, StoredFile, is_lost
-from latentlm_platform.experiment import Corpus
+from latentlm_platform.experiment.sections import Corpus
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_EXTENSION = "cls"

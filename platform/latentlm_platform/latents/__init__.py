@@ -1,0 +1,1 @@
+"""Records → posteriors: the frozen codec, the encoding pass, the latent cache, laws of noise."""

@@ -1,0 +1,1 @@
+"""What an experiment needs against what there is: estimates, resources, doctor."""

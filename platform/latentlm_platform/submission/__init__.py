@@ -1,0 +1,1 @@
+"""An experiment as a job on a Ray cluster: head node, job client, source package."""

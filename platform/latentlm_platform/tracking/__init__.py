@@ -1,0 +1,1 @@
+"""What happened, where others can see it: journals, the outbox, MLflow, provenance."""
