@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from latentlm.catalogue import parameter_count
-from latentlm_platform.planning.resources import ClusterResources
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.claims import Insensitive
 from latentlm_platform.experiment.files import (
     experiment_key,
@@ -20,8 +18,10 @@ from latentlm_platform.experiment.files import (
     source_text,
 )
 from latentlm_platform.experiment.points import sweep_points
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.located_yaml import read_yaml
 from latentlm_platform.planning.plan import Work, make_plan, sweep_work
+from latentlm_platform.planning.resources import ClusterResources
 from latentlm_platform.sweeps.row_groups import Row, matching
 from latentlm_platform.sweeps.verdicts import read_claim
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from latentlm.catalogue import AnyCodec, AnyModel, build_codec, build_model
-from latentlm_platform.planning.estimates import counts
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import load_experiment
 from latentlm_platform.experiment.points import sweep_points
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.planning.estimates import counts
 from latentlm_platform.planning.plan import untrainable
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

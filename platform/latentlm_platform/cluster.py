@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latentlm_platform.planning.resources import local_cpus
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Cluster
 from latentlm_platform.home import home
 
 PACKAGES = ("latentlm", "latentlm_platform", "latentlm_dashboards")
+LOCAL_CPUS_PER_CORE = 2  # logical; torch's threads are set apart from them
 OBJECT_STORE_BYTES = 1_500_000_000
 
 
@@ -116,3 +116,13 @@ def require_one_source(expected: dict[str, Path]) -> None:
 def _socket_folder() -> Path:
     """Ray's own temporary files; short, since the path of a Unix socket is limited to 107 bytes."""
     return Path(tempfile.gettempdir()) / f"latentlm-ray-{os.getuid()}"
+
+
+def local_cpus() -> int:
+    """Logical CPUs that a local Ray declares."""
+    return LOCAL_CPUS_PER_CORE * cores()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,23 +15,23 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from latentlm_platform import stages
-from latentlm_platform.planning.resources import cluster_resources, cpu_problems
 from latentlm_platform.artifacts import Artifact, read_artifact
-from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.cluster import connected
-from latentlm_platform.training.codec_training import check_codec_files
+from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.corpora.named import ensure
-from latentlm_platform.errors import UserError, own_error
-from latentlm_platform.evaluation.evaluator import cfg_scales
-from latentlm_platform.evaluation.actor_pool import EvaluatorPool
-from latentlm_platform.experiment.sections import Experiment
-from latentlm_platform.experiment.files import experiment_key, resolved_yaml, source_text
-from latentlm_platform.planning.plan import untrainable
-from latentlm_platform.tracking.provenance import collect
-from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.corpora.splits import Splits, open_splits, survey
+from latentlm_platform.errors import UserError, own_error
+from latentlm_platform.evaluation.actor_pool import EvaluatorPool
+from latentlm_platform.evaluation.evaluator import cfg_scales
+from latentlm_platform.experiment.files import experiment_key, resolved_yaml, source_text
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.planning.plan import untrainable
+from latentlm_platform.planning.resources import cluster_resources, cpu_problems
+from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.tracking.client import Status as Ended
 from latentlm_platform.tracking.client import TrackedRun, Tracker, kill_orphans, open_tracker
+from latentlm_platform.tracking.provenance import collect
+from latentlm_platform.training.codec_training import check_codec_files
 from latentlm_platform.training.worker_group import take_stop
 
 STAGES = ("codec", "latents", "model", "evaluation")

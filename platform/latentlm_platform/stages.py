@@ -22,11 +22,10 @@ from latentlm.load import load_codec, load_weights, save_codec, save_export
 from latentlm.media import read_png
 from latentlm_platform.artifacts import Artifact, building, key_of
 from latentlm_platform.corpora.bad_records import BadRecords
-from latentlm_platform.evaluation.codec_scores import latent_health
-from latentlm_platform.training.codec_training import CodecTraining, train_codec
-from latentlm_platform.latents.drawing import redrawn_codec
-from latentlm_platform.latents.encoding import SPLITS, EncodingPass, moments_from
+from latentlm_platform.corpora.splits import Splits, corpus_digests, preprocessing
 from latentlm_platform.errors import UserError
+from latentlm_platform.evaluation.actor_pool import EvaluatorPool
+from latentlm_platform.evaluation.codec_scores import latent_health
 from latentlm_platform.evaluation.evaluator import (
     Evaluation,
     Evaluator,
@@ -34,18 +33,19 @@ from latentlm_platform.evaluation.evaluator import (
     grid_file,
     trajectory_file,
 )
-from latentlm_platform.evaluation.actor_pool import EvaluatorPool
-from latentlm_platform.experiment.sections import Experiment, ImageCodec
 from latentlm_platform.experiment.files import resolved_yaml
 from latentlm_platform.experiment.points import VARIANT, stage_of
-from latentlm_platform.tracking.journal import Entry, Journal
+from latentlm_platform.experiment.sections import Experiment, ImageCodec
 from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.training.model_card import render_model_card
+from latentlm_platform.latents.drawing import redrawn_codec
+from latentlm_platform.latents.encoding import SPLITS, EncodingPass, moments_from
 from latentlm_platform.progress import Bar
-from latentlm_platform.corpora.splits import Splits, corpus_digests, preprocessing
 from latentlm_platform.tracking.client import TrackedRun, Tracker
-from latentlm_platform.training.model_training import ModelTraining, train_model
+from latentlm_platform.tracking.journal import Entry, Journal
 from latentlm_platform.tracking.uploading import JournalUploader
+from latentlm_platform.training.codec_training import CodecTraining, train_codec
+from latentlm_platform.training.model_card import render_model_card
+from latentlm_platform.training.model_training import ModelTraining, train_model
 from latentlm_platform.training.worker_group import WorkerGroup
 
 DEPTH = {"codec": 0, "latents": 1, "model": 1, "evaluation": 2}  # what a stage depends on, counted

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latentlm_platform.batches.ordering import Rows, SampleOrder, Share
+from latentlm_platform.corpora.splits import Split
 from latentlm_platform.experiment.sections import Latents
 from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.batches.ordering import Rows, SampleOrder, Share
-from latentlm_platform.batches.wire_rows import Arrays, Row, pack_row, unpack_row
-from latentlm_platform.corpora.splits import Split
+from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
 
 RECORDS_PER_TASK = 2048
 DATA_TASK_CPUS = 0.5

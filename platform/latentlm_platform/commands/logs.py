@@ -37,9 +37,9 @@ def execute(arguments: argparse.Namespace) -> Result:
 
 def _kept(arguments: argparse.Namespace) -> Result:
     """The log that a submitted run left in its folder."""
+    from latentlm_platform.commands.submitted import DRIVER_LOG
     from latentlm_platform.errors import UserError
     from latentlm_platform.runs import find_run, reap
-    from latentlm_platform.commands.submitted import DRIVER_LOG
 
     reap()
     record = find_run(arguments.run)

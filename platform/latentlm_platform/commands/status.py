@@ -20,8 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> Result:
     if arguments.address is not None:
         return show_status(arguments)
-    from latentlm_platform.sweeps.ledger import ledger_of
     from latentlm_platform.runs import find_run, now_s, reap
+    from latentlm_platform.sweeps.ledger import ledger_of
 
     reap()
     record = find_run(arguments.run)

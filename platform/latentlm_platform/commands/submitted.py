@@ -1,4 +1,4 @@
-"""The job's side of a submission: `python -m latentlm_platform.commands.submitted`, always these words.
+"""The job's side of a submission: `python -m` this module, always without further words.
 
 What it runs is in the package it came with (source_package.py). Two processes: the outer one
 starts the run's driver, says which run it became, and, however the driver ended, killed included,
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from latentlm_platform.commands import Result
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import experiment_key, load_experiment
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.home import home
 from latentlm_platform.runs import RunRecord, read_runs, reap
 from latentlm_platform.submission.source_package import Submission, read_submission

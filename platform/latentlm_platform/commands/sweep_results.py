@@ -6,10 +6,10 @@ from typing import Any
 from latentlm_platform.commands import Result
 from latentlm_platform.commands.reporting import report_line, written_report
 from latentlm_platform.commands.results import mlflow_links
-from latentlm_platform.sweeps.findings import findings_report, render_findings, render_table
 from latentlm_platform.pipeline import Request, run_report
 from latentlm_platform.progress import duration
 from latentlm_platform.runs import RunRecord
+from latentlm_platform.sweeps.findings import findings_report, render_findings, render_table
 from latentlm_platform.sweeps.sweeping import execute_sweep, failed_lines, rows_of, sweep_findings
 
 SOME_FAILED = 4

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from latentlm_platform.batches.ordering import IntArray, Rows, held_out_rows
 from latentlm_platform.corpora.class_images import (
     BadRecord,
     CorpusIndex,
@@ -18,7 +19,6 @@ from latentlm_platform.corpora.class_images import (
 from latentlm_platform.corpora.named import resolve
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Corpus
-from latentlm_platform.batches.ordering import IntArray, Rows, held_out_rows
 
 Part = Literal["all", "train", "held_out"]
 SURVEY_CHUNKS = 8

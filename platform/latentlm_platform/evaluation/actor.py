@@ -20,12 +20,12 @@ from latentlm.models import CodeLM, LatentLM
 from latentlm.randomness import RowNoise
 from latentlm.settings import SamplerSettings
 from latentlm.signals import pixels_to_signal, signal_to_pixels
+from latentlm_platform.batches.ordering import SampleOrder
+from latentlm_platform.corpora.splits import Split, Splits
 from latentlm_platform.evaluation.codec_scores import read_labelled
 from latentlm_platform.experiment.sections import Sample
 from latentlm_platform.hardware import pick_device
-from latentlm_platform.batches.ordering import SampleOrder
 from latentlm_platform.runs import exclusive
-from latentlm_platform.corpora.splits import Split, Splits
 
 EVALUATION_EPOCH = 2**31 + 1  # keys the noise of generation apart from every training epoch's
 FORCED_EPOCH = 2**31 + 2  # and teacher-forced latents apart from free-running ones

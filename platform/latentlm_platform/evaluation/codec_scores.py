@@ -15,8 +15,8 @@ from latentlm.metrics.reconstruction import psnr, ssim
 from latentlm.metrics.variance_collapse import channel_variance
 from latentlm.signals import pixels_to_signal, signal_to_pixels
 from latentlm_platform.corpora.class_images import Decoded
-from latentlm_platform.errors import UserError
 from latentlm_platform.corpora.splits import Split
+from latentlm_platform.errors import UserError
 
 SCORED_IMAGES = 512
 SHOWN_IMAGES = 10

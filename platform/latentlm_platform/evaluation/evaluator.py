@@ -21,14 +21,14 @@ from latentlm.metrics.frechet import frechet_distance, frechet_interval
 from latentlm.metrics.inception_style import inception_style_score
 from latentlm.settings import SamplerSettings
 from latentlm_platform.artifacts import key_of
-from latentlm_platform.evaluation.codec_scores import read_held_out
+from latentlm_platform.corpora.splits import Splits, corpus_digests, preprocessing
 from latentlm_platform.evaluation.actor import Described, Judge, read_judge, shared_judge
 from latentlm_platform.evaluation.actor_pool import EvaluatorPool
-from latentlm_platform.experiment.sections import Evaluate, Experiment
+from latentlm_platform.evaluation.codec_scores import read_held_out
 from latentlm_platform.evaluation.exposure import score_exposure
+from latentlm_platform.experiment.sections import Evaluate, Experiment
 from latentlm_platform.home import artifacts_folder
 from latentlm_platform.runs import exclusive
-from latentlm_platform.corpora.splits import Splits, corpus_digests, preprocessing
 
 JUDGED_SETTINGS = {"held_out_fraction", "layout", "max_pixels", "image_column", "label_column"}
 GRID_ROWS = 8

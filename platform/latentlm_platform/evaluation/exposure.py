@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from latentlm.metrics.exposure_bias import ExposureMoments
+from latentlm_platform.corpora.splits import Split
 from latentlm_platform.evaluation.codec_scores import read_labelled
 from latentlm_platform.experiment.sections import Experiment
-from latentlm_platform.corpora.splits import Split
 
 IMAGES_AT_ONCE = 64
 

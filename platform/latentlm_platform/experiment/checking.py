@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from latentlm_platform.experiment.sections import Experiment
-from latentlm_platform.experiment.rules import rules
-from latentlm_platform.experiment.json_schema import nearest, unknown_key
 from latentlm_platform.experiment.fields import default_kind
+from latentlm_platform.experiment.json_schema import nearest, unknown_key
+from latentlm_platform.experiment.rules import rules
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.located_yaml import KeyPath, dotted, shown
 
 STAND_INS = (1, 720_720)  # the second is divisible by every number up to 16

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.checking import PATHS_AS_KEYS, check
 from latentlm_platform.experiment.json_schema import merged
 from latentlm_platform.experiment.points import sweep_mistakes
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.located_yaml import (
     Document,
     KeyPath,

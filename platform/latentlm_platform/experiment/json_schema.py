@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.fields import DEFAULT_KINDS, Section, default_kind
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.located_yaml import KeyPath, dotted
 
 NEAR = 0.7  # similarity from which a key counts as a misspelling of another

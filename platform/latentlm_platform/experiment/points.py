@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.checking import Mistake, check
 from latentlm_platform.experiment.claims import VARIANT, lower_is_better
 from latentlm_platform.experiment.json_schema import merged, nearest, unknown_path
 from latentlm_platform.experiment.search import Between, Search, Space, Sweep
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.located_yaml import KeyPath, shown
 
 MAX_POINTS = 1000

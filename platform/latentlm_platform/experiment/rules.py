@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 from latentlm.settings import SpeechCodecSettings
 from latentlm.settings.rules import Problem, divides
+from latentlm_platform.experiment.corpora import Corpus, CorpusKind, MultimodalMixture
+from latentlm_platform.experiment.fields import Section
+from latentlm_platform.experiment.models import CodeModel
 from latentlm_platform.experiment.sections import (
     CodecKind,
     Experiment,
@@ -16,9 +19,6 @@ from latentlm_platform.experiment.sections import (
     codec_settings,
     model_settings,
 )
-from latentlm_platform.experiment.corpora import Corpus, CorpusKind, MultimodalMixture
-from latentlm_platform.experiment.models import CodeModel
-from latentlm_platform.experiment.fields import Section
 
 CODECS_OF = {
     "class_images": ("image_vit", "vector_quantized"),

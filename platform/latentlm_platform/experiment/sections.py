@@ -31,8 +31,6 @@ from latentlm_platform.experiment.corpora import (
     MultimodalMixture,
     TranscribedSpeech,
 )
-from latentlm_platform.experiment.models import AnyModel, CodeModel, DiTModel, ModelKind
-from latentlm_platform.experiment.search import Sweep
 from latentlm_platform.experiment.fields import (
     Fraction,
     Positive,
@@ -41,6 +39,8 @@ from latentlm_platform.experiment.fields import (
     Weight,
     by_kind,
 )
+from latentlm_platform.experiment.models import AnyModel, CodeModel, DiTModel, ModelKind
+from latentlm_platform.experiment.search import Sweep
 
 Betas = tuple[Fraction, Fraction]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from itertools import zip_longest
 from typing import NamedTuple, TypeVar
 
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import experiment_key
 from latentlm_platform.experiment.points import Point
+from latentlm_platform.experiment.sections import Experiment
 
 CODEC_SECTIONS = frozenset({"corpus", "codec", "seed"})
 MODEL_SECTIONS = CODEC_SECTIONS | {"latents", "model", "train"}

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from latentlm_platform.errors import UserError
 from latentlm_platform.batches.ordering import IntArray, Rows
+from latentlm_platform.errors import UserError
 
 SUMMARY = "cache.json"
 FloatArray = npt.NDArray[np.float32]

@@ -8,7 +8,7 @@ import torch
 
 from latentlm.load import load_codec
 from latentlm.signals import pixels_to_signal
-from latentlm_platform.batches.wire_rows import Row, pack_row, unpack_row
+from latentlm_platform.latents.wire_rows import Row, pack_row, unpack_row
 
 
 class EncoderActor:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from latentlm.codec.sigma import LatentMoments
+from latentlm_platform.batches.stream import DATA_TASK_CPUS, quieten_data
 from latentlm_platform.corpora.class_images import BadRecord
-from latentlm_platform.latents.encoder import EncoderActor
+from latentlm_platform.corpora.splits import Splits
 from latentlm_platform.experiment.sections import Latents
 from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.batches.wire_rows import Row, pack_row, unpack_row
-from latentlm_platform.corpora.splits import Splits
-from latentlm_platform.batches.stream import DATA_TASK_CPUS, quieten_data
+from latentlm_platform.latents.encoder import EncoderActor
+from latentlm_platform.latents.wire_rows import Row, pack_row, unpack_row
 
 SPLITS = ("train", "held_out")
 Progress = Callable[[int, int], None]

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from latentlm_platform.planning.resources import cores, free_disk_bytes
+from latentlm_platform.cluster import cores
 from latentlm_platform.home import corpora_folder, home
+from latentlm_platform.planning.resources import free_disk_bytes
 
 State = Literal["ok", "warning", "fail"]
 GIB = 2**30

@@ -22,9 +22,9 @@ from latentlm.settings import (
     SpeechCodecSettings,
     VectorQuantizedSettings,
 )
-from latentlm_platform.planning.resources import cores
-from latentlm_platform.experiment.sections import Experiment, codec_settings, model_settings
+from latentlm_platform.cluster import cores
 from latentlm_platform.experiment.corpora import Corpus, CorpusKind, MultimodalMixture
+from latentlm_platform.experiment.sections import Experiment, codec_settings, model_settings
 from latentlm_platform.hardware import autocast_dtype, matmul_peak_flops, pick_device
 
 FLOAT = 4  # bytes

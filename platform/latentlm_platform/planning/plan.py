@@ -7,12 +7,16 @@ CPUs; whether it fits, and where it does not, what to change so that Ray does no
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from latentlm_platform.planning.resources import (
-    ClusterResources,
-    cluster_resources,
-    cores,
-    cpu_problems,
-    demands,
+from latentlm_platform.experiment.fields import DEFAULT_KINDS
+from latentlm_platform.experiment.files import experiment_key
+from latentlm_platform.experiment.points import stage_of, sweep_points
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.experiment.trials import (
+    CODEC_SECTIONS,
+    MODEL_SECTIONS,
+    distinct,
+    trials_of,
+    work_key,
 )
 from latentlm_platform.planning.estimates import (
     counts,
@@ -21,11 +25,13 @@ from latentlm_platform.planning.estimates import (
     unknown_pace,
     wall_clock,
 )
-from latentlm_platform.experiment.sections import Experiment
-from latentlm_platform.experiment.files import experiment_key
-from latentlm_platform.experiment.fields import DEFAULT_KINDS
-from latentlm_platform.experiment.points import stage_of, sweep_points
-from latentlm_platform.experiment.trials import CODEC_SECTIONS, MODEL_SECTIONS, distinct, trials_of, work_key
+from latentlm_platform.planning.resources import (
+    ClusterResources,
+    cluster_resources,
+    cores,
+    cpu_problems,
+    demands,
+)
 
 
 @dataclass(frozen=True)

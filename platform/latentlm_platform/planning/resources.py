@@ -7,18 +7,17 @@ waits for ever without a word.
 
 import contextlib
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentlm_platform.cluster import connected, local_cpus
 from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.home import home
 
 DATA_CPUS = 1.0  # what Ray Data must find free beside workers and actors
 TRIAL_CPUS = 0.1  # of a sweep: its controlling function; Ray Tune refuses 0
-LOCAL_CPUS_PER_CORE = 2  # logical; torch's threads are set apart from them
 
 
 @dataclass(frozen=True)
@@ -168,23 +167,11 @@ def _cpu_fix(demand: Demand, cluster: ClusterResources) -> str:
     return f"set {' or '.join(fixes)}" if fixes else "use a larger cluster or fewer workers"
 
 
-def local_cpus() -> int:
-    """Logical CPUs that a local Ray declares."""
-    return LOCAL_CPUS_PER_CORE * cores()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cluster_resources(experiment: Experiment) -> ClusterResources:
     """What the experiment's cluster has: this machine without starting Ray, else Ray is asked."""
     if experiment.cluster.address == "local":
         return local_resources(experiment)
     import ray
-
-    from latentlm_platform.cluster import connected
 
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():

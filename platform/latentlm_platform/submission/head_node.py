@@ -24,8 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from latentlm_platform.planning.resources import local_cpus
-from latentlm_platform.cluster import OBJECT_STORE_BYTES
+from latentlm_platform.cluster import OBJECT_STORE_BYTES, local_cpus
 from latentlm_platform.errors import UserError
 from latentlm_platform.home import home
 from latentlm_platform.submission.job_client import JobClient

@@ -17,11 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import experiment_key, resolved_yaml
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.submission.head_node import read_head
 from latentlm_platform.submission.job_client import Job, JobClient
-from latentlm_platform.submission.source_package import ENTRYPOINT, PYTHONPATH, Submission, build_package
+from latentlm_platform.submission.source_package import (
+    ENTRYPOINT,
+    PYTHONPATH,
+    Submission,
+    build_package,
+)
 
 STOP_WAIT_S = 180  # between SIGTERM and SIGKILL: time for a checkpoint; Ray's default is 3
 NAME_CHARACTERS = 60
@@ -224,8 +229,8 @@ def _paths(value: Any, path: str) -> Iterator[tuple[str, str]]:
 def _send(
     client: JobClient, experiment: Experiment, submission: Submission, home: str | None
 ) -> bool:
-    from latentlm_platform.tracking.provenance import collect_git
     from latentlm_platform.submission.source_package import source_roots
+    from latentlm_platform.tracking.provenance import collect_git
 
     environment = {"PYTHONPATH": PYTHONPATH, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     if home is not None:

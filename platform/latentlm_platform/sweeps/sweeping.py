@@ -9,18 +9,15 @@ import json
 from typing import Any
 
 from latentlm_platform import stages
-from latentlm_platform.planning.resources import cluster_resources, cpu_problems
 from latentlm_platform.artifacts import Artifact
-from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.cluster import connected
-from latentlm_platform.training.codec_training import check_codec_files
+from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import experiment_key, load_experiment
 from latentlm_platform.experiment.points import Point, stage_of, sweep_points
-from latentlm_platform.sweeps.findings import Row, findings_report, read_findings, render_findings
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.experiment.trials import CODEC_SECTIONS, MODEL_SECTIONS, trials_of, work_key
 from latentlm_platform.latents.cache import SUMMARY
-from latentlm_platform.sweeps.ledger import Line, ledger_of
 from latentlm_platform.pipeline import (
     Request,
     ending,
@@ -31,11 +28,14 @@ from latentlm_platform.pipeline import (
     trained_artifacts,
 )
 from latentlm_platform.planning.plan import untrainable
+from latentlm_platform.planning.resources import cluster_resources, cpu_problems
 from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
-from latentlm_platform.sweeps.tune_search import SearchedSweep
+from latentlm_platform.sweeps.findings import Row, findings_report, read_findings, render_findings
+from latentlm_platform.sweeps.ledger import Line, ledger_of
 from latentlm_platform.sweeps.trial import SweepJob
+from latentlm_platform.sweeps.tune_search import SearchedSweep
 from latentlm_platform.tracking.client import TrackedRun, open_tracker
-from latentlm_platform.experiment.trials import CODEC_SECTIONS, MODEL_SECTIONS, trials_of, work_key
+from latentlm_platform.training.codec_training import check_codec_files
 
 
 def execute_sweep(request: Request, *, retry_failed: bool = False) -> RunRecord:

@@ -11,17 +11,17 @@ from typing import Any
 
 from latentlm_platform import stages
 from latentlm_platform.artifacts import Artifact, key_of
+from latentlm_platform.corpora.splits import Splits, open_splits
 from latentlm_platform.errors import own_error
 from latentlm_platform.evaluation.actor_pool import EvaluatorPool
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import experiment_key
 from latentlm_platform.experiment.points import Point, drawn_points
-from latentlm_platform.tracking.journal import Entry
-from latentlm_platform.sweeps.ledger import Event, Ledger, Line, ledger_of
-from latentlm_platform.runs import now_s
-from latentlm_platform.corpora.splits import Splits, open_splits
-from latentlm_platform.tracking.client import TrackedRun, Tracker, open_tracker
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.trials import Trial, trial_of
+from latentlm_platform.runs import now_s
+from latentlm_platform.sweeps.ledger import Event, Ledger, Line, ledger_of
+from latentlm_platform.tracking.client import TrackedRun, Tracker, open_tracker
+from latentlm_platform.tracking.journal import Entry
 
 FLUSH_S = 60.0
 TRAINED_LOSS = "validation_loss"  # what trainings are compared by before they have ended

@@ -4,9 +4,9 @@ import math
 import threading
 import time
 
+from latentlm_platform.tracking.client import METRICS_A_CALL, TrackedRun, chunks, metric_rows
 from latentlm_platform.tracking.journal import Journal
 from latentlm_platform.tracking.outbox import first_line
-from latentlm_platform.tracking.client import METRICS_A_CALL, TrackedRun, chunks, metric_rows
 
 
 class JournalUploader(threading.Thread):

@@ -23,18 +23,18 @@ from latentlm.features import feature_net
 from latentlm.load import save_codec
 from latentlm.randomness import RowNoise
 from latentlm.signals import pixels_to_signal
-from latentlm_platform.training import checkpoints
-from latentlm_platform.evaluation.codec_scores import score_codec
+from latentlm_platform.batches.ordering import SampleOrder, Share
+from latentlm_platform.batches.stream import StreamSettings, stream_pixels
+from latentlm_platform.corpora.splits import Splits
 from latentlm_platform.errors import UserError
+from latentlm_platform.evaluation.codec_scores import score_codec
 from latentlm_platform.experiment.sections import CodecObjective, Experiment, ImageCodec
-from latentlm_platform.training.exported_encoder import load_encoder
 from latentlm_platform.hardware import pick_device
 from latentlm_platform.tracking.journal import Journal
-from latentlm_platform.batches.ordering import SampleOrder, Share
-from latentlm_platform.training.parameter_groups import layer_decay_groups, set_learning_rate
-from latentlm_platform.corpora.splits import Splits
-from latentlm_platform.batches.stream import StreamSettings, stream_pixels
+from latentlm_platform.training import checkpoints
+from latentlm_platform.training.exported_encoder import load_encoder
 from latentlm_platform.training.model_training import learning_rate_at
+from latentlm_platform.training.parameter_groups import layer_decay_groups, set_learning_rate
 from latentlm_platform.training.worker_group import note_end, stop_requested
 
 STATE_FILE = "state.pt"

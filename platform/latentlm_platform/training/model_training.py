@@ -27,17 +27,17 @@ from latentlm.models import LossTerms, Targets, find_targets, flops_per_item
 from latentlm.randomness import RowNoise
 from latentlm.sequence import PackedBatch, class_conditional, class_conditional_codes
 from latentlm.signals import signal_to_pixels
-from latentlm_platform.training import checkpoints
+from latentlm_platform.batches.ordering import SampleOrder, Share
+from latentlm_platform.batches.stream import StreamSettings, stream_cached, stream_encoded
+from latentlm_platform.corpora.splits import Splits
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Experiment, Optimizer
 from latentlm_platform.hardware import autocast_dtype, matmul_peak_flops, pick_device
-from latentlm_platform.tracking.journal import Journal
 from latentlm_platform.latents.cache import LatentCache
+from latentlm_platform.latents.wire_rows import Arrays
+from latentlm_platform.tracking.journal import Journal
+from latentlm_platform.training import checkpoints
 from latentlm_platform.training.losses import StepSums, loss_means, shares
-from latentlm_platform.batches.ordering import SampleOrder, Share
-from latentlm_platform.batches.wire_rows import Arrays
-from latentlm_platform.corpora.splits import Splits
-from latentlm_platform.batches.stream import StreamSettings, stream_cached, stream_encoded
 from latentlm_platform.training.worker_group import note_end, stop_requested
 from latentlm_platform.training.zero import ZeroEngine
 

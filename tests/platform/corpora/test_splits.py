@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentlm_platform.batches.ordering import SampleOrder
 from latentlm_platform.corpora.class_images import BadRecord
+from latentlm_platform.corpora.splits import Split, Splits, open_splits, survey
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Corpus
-from latentlm_platform.batches.ordering import SampleOrder
-from latentlm_platform.corpora.splits import Split, Splits, open_splits, survey
 from making_corpora import write_class_folders
 
 

@@ -12,11 +12,11 @@ import torch
 
 from latentlm.load import load
 from latentlm.settings import SamplerSettings
-from latentlm_platform.evaluation.codec_scores import score_codec
-from latentlm_platform.evaluation.actor import EvaluatorActor
-from latentlm_platform.experiment.sections import Evaluate
-from latentlm_platform.evaluation.exposure import score_exposure
 from latentlm_platform.corpora.splits import open_splits
+from latentlm_platform.evaluation.actor import EvaluatorActor
+from latentlm_platform.evaluation.codec_scores import score_codec
+from latentlm_platform.evaluation.exposure import score_exposure
+from latentlm_platform.experiment.sections import Evaluate
 from making_corpora import corpus, write_class_folders
 from making_exports import make_export
 

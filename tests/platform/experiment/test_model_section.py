@@ -9,10 +9,10 @@ import pytest
 from latentlm.models import flops_per_item
 from latentlm.settings import CodeLMSettings, DiTSettings, LatentLMSettings
 from latentlm_platform.errors import UserError
-from latentlm_platform.planning.estimates import counts, generate_flops, unknown_pace
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import load_experiment
 from latentlm_platform.experiment.models import CodeModel, DiTModel, Model
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.planning.estimates import counts, generate_flops, unknown_pace
 from latentlm_platform.planning.plan import untrainable
 from latentlm_platform.training.model_training import ModelTraining
 

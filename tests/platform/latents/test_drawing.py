@@ -10,9 +10,9 @@ from latentlm.codec.sigma import LatentMoments
 from latentlm.load import load_codec, save_codec
 from latentlm.randomness import RowNoise
 from latentlm.settings import FixedVariance, ImageCodecSettings, TransformerSettings
-from latentlm_platform.latents.drawing import redrawn_codec
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.files import load_experiment
+from latentlm_platform.latents.drawing import redrawn_codec
 
 QUICKSTART = Path(__file__).parents[3] / "experiments" / "quickstart.yaml"
 SIDE = TransformerSettings(width=8, depth=1, heads=2)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentlm_platform.batches.ordering import SampleOrder
 from latentlm_platform.errors import UserError
 from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.batches.ordering import SampleOrder
 
 
 @pytest.mark.parametrize("with_std", [False, True])

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from latentlm_platform.planning.resources import ClusterResources, cpu_problems, demands
-from latentlm_platform.planning.estimates import counts, disk_bytes, memory_per_rank, row_of
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import load_experiment
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.planning.estimates import counts, disk_bytes, memory_per_rank, row_of
 from latentlm_platform.planning.plan import make_plan, plan_table, untrainable
+from latentlm_platform.planning.resources import ClusterResources, cpu_problems, demands
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 QUICKSTART = EXPERIMENTS / "quickstart.yaml"

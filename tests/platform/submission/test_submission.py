@@ -11,13 +11,11 @@ import pytest
 from aiohttp import web
 
 from latentlm_platform import cli
-
-from latentlm_platform.submission import source_package
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import experiment_key, load_experiment, resolved_yaml
+from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.submission import source_package
 from latentlm_platform.submission.job_client import Job, JobClient
-from latentlm_platform.tracking.provenance import collect
 from latentlm_platform.submission.source_package import Submission, build_package, read_submission
 from latentlm_platform.submission.submission import (
     RUN_LINE,
@@ -30,6 +28,7 @@ from latentlm_platform.submission.submission import (
     submission_id,
     submit,
 )
+from latentlm_platform.tracking.provenance import collect
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"

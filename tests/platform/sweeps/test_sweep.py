@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from latentlm_platform import cli
-from latentlm_platform.planning.resources import ClusterResources, cpu_problems, demands
 from latentlm_platform.errors import UserError
 from latentlm_platform.evaluation.evaluator import streams
-from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.files import experiment_key, load_experiment
 from latentlm_platform.experiment.points import drawn_points, reported_metrics, sweep_points
-from latentlm_platform.sweeps.ledger import Ledger, Line
-from latentlm_platform.planning.plan import sweep_work
-from latentlm_platform.runs import RunRecord
-from latentlm_platform.sweeps.sweeping import _refuse
+from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.experiment.trials import CODEC_SECTIONS, trial_of, trials_of, work_key
+from latentlm_platform.planning.plan import sweep_work
+from latentlm_platform.planning.resources import ClusterResources, cpu_problems, demands
+from latentlm_platform.runs import RunRecord
+from latentlm_platform.sweeps.ledger import Ledger, Line
+from latentlm_platform.sweeps.sweeping import _refuse
 
 QUICKSTART = Path(__file__).parents[3] / "experiments" / "quickstart.yaml"
 ALONE = "evaluate.cfg_scales=[]"

@@ -76,7 +76,8 @@ def test_a_damaged_line_costs_only_itself(tmp_path: Path, line: str) -> None:
 def test_kill_9_loses_at_most_the_line_being_written(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     code = (
-        "import sys; from pathlib import Path; from latentlm_platform.tracking.journal import Journal\n"
+        "import sys; from pathlib import Path\n"
+        "from latentlm_platform.tracking.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1]))\n"
         "for step in range(10**9):\n"
         "    journal.write(step=step, metrics={'loss': 1.0}); print(step, flush=True)\n"

@@ -16,9 +16,9 @@ import pytest
 from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Tracking
+from latentlm_platform.tracking.client import Tracker, flatten, kill_orphans, open_tracker
 from latentlm_platform.tracking.journal import Journal
 from latentlm_platform.tracking.outbox import Outbox
-from latentlm_platform.tracking.client import Tracker, flatten, kill_orphans, open_tracker
 from latentlm_platform.tracking.uploading import JournalUploader
 
 

@@ -149,8 +149,8 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_perceptual_weights_are_asked_for_and_their_errors_are_the_users(tmp_path: Path) -> None:
-    from latentlm_platform.training.codec_training import perceptual_net
     from latentlm_platform.experiment.sections import CodecObjective
+    from latentlm_platform.training.codec_training import perceptual_net
 
     lpips = CodecObjective(perceptual_weight=1.0, perceptual_features="vgg16_lpips")
     ((path, sentence),) = lpips.problems()

@@ -12,14 +12,14 @@ import torch
 from latentlm.load import load
 from latentlm.sequence import LATENT
 from latentlm.signals import pixels_to_signal
-from latentlm_platform.evaluation.codec_scores import latent_health, score_codec
-from latentlm_platform.latents.encoder import EncoderActor
+from latentlm_platform.batches.ordering import SampleOrder
+from latentlm_platform.corpora.splits import open_splits
 from latentlm_platform.evaluation.actor import EvaluatorActor
+from latentlm_platform.evaluation.codec_scores import latent_health, score_codec
 from latentlm_platform.experiment.sections import Sample
 from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.batches.ordering import SampleOrder
-from latentlm_platform.batches.wire_rows import pack_row, unpack_row
-from latentlm_platform.corpora.splits import open_splits
+from latentlm_platform.latents.encoder import EncoderActor
+from latentlm_platform.latents.wire_rows import pack_row, unpack_row
 from latentlm_platform.training.model_training import ModelWorker
 from making_corpora import corpus, write_class_folders
 from making_exports import CODES, make_export

@@ -21,15 +21,15 @@ import torch
 
 from latentlm.catalogue import build_codec
 from latentlm.load import save_codec
-from latentlm_platform.planning.resources import ClusterResources, cpu_problems
 from latentlm_platform.artifacts import Artifact
 from latentlm_platform.cluster import worker_environment
-from latentlm_platform.latents.encoding import EncodingPass, moments_from
+from latentlm_platform.corpora.splits import Splits, open_splits
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Experiment
-from latentlm_platform.tracking.journal import Journal
-from latentlm_platform.corpora.splits import Splits, open_splits
+from latentlm_platform.latents.encoding import EncodingPass, moments_from
+from latentlm_platform.planning.resources import ClusterResources, cpu_problems
 from latentlm_platform.stages import latent_cache
+from latentlm_platform.tracking.journal import Journal
 from latentlm_platform.training.model_training import ModelTraining, train_model
 from latentlm_platform.training.worker_group import WorkerGroup, request_stop
 from making_corpora import write_class_folders
