@@ -18,6 +18,10 @@ class UserError(Exception):
         self.report = report or {}
 
 
+class Stopped(Exception):
+    """A stop was asked for and a checkpoint is saved."""
+
+
 def own_error(error: BaseException) -> UserError | None:
     """The UserError that a Ray task's or a Ray Data task's error wraps or amounts to, if any."""
     seen: BaseException | None = error

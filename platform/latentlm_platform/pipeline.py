@@ -20,7 +20,7 @@ from latentlm_platform.cluster import connected
 from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.corpora.named import ensure
 from latentlm_platform.corpora.splits import Splits, open_splits, survey
-from latentlm_platform.errors import UserError, own_error
+from latentlm_platform.errors import Stopped, UserError, own_error
 from latentlm_platform.evaluation.actor_pool import EvaluatorPool
 from latentlm_platform.evaluation.evaluator import cfg_scales
 from latentlm_platform.experiment.files import experiment_key, resolved_yaml, source_text
@@ -32,6 +32,7 @@ from latentlm_platform.tracking.client import Status as Ended
 from latentlm_platform.tracking.client import TrackedRun, Tracker, kill_orphans, open_tracker
 from latentlm_platform.tracking.provenance import collect
 from latentlm_platform.training.codec_training import check_codec_files
+from latentlm_platform.training.export import check_initial_weights
 from latentlm_platform.training.worker_group import take_stop
 
 STAGES = ("codec", "latents", "model", "evaluation")
@@ -80,19 +81,17 @@ def _drive(request: Request, record: RunRecord) -> RunRecord:
         error="",
     )
     with ending(record, parent, tracker), parent.system_metrics(), terminable():
-        _run_stages(request, record, tracker, parent)
+        _run_stages(request, record, parent)
     return read_run(record.key) or record
 
 
-def _run_stages(request: Request, record: RunRecord, tracker: Tracker, parent: TrackedRun) -> None:
+def _run_stages(request: Request, record: RunRecord, parent: TrackedRun) -> None:
     experiment = request.experiment
-    stages.check_initial_weights(experiment)
+    check_initial_weights(experiment)
     check_codec_files(experiment)
     splits = open_corpus(experiment, parent)
     pool = EvaluatorPool()
-    context = stages.StageContext(
-        experiment, record.key, record.attempt, splits, tracker, parent, say, pool
-    )
+    context = stages.StageContext(experiment, record.key, record.attempt, splits, parent, say, pool)
     done = trained_artifacts(request.trained)
     # ray.init takes SIGTERM for itself: ours is set again after it
     with connected(experiment.cluster, verbose=request.verbose), terminable():
@@ -106,7 +105,7 @@ def _run_stages(request: Request, record: RunRecord, tracker: Tracker, parent: T
                 metrics=record.metrics | done[stage].metrics,
             )
             if take_stop(done[stage].folder):
-                raise stages.Stopped(f"stopped after the stage {stage}")
+                raise Stopped(f"stopped after the stage {stage}")
     metrics = {name: v for artifact in done.values() for name, v in artifact.metrics.items()}
     for stage, artifact in done.items():
         metrics[f"{stage}_seconds"] = artifact.seconds
@@ -269,7 +268,7 @@ def ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator[
     try:
         yield
         status = "FINISHED"
-    except (stages.Stopped, KeyboardInterrupt, SystemExit) as stop:
+    except (Stopped, KeyboardInterrupt, SystemExit) as stop:
         status, error = "KILLED", str(stop) or "interrupted"
         raise UserError(
             f"{error}; go on with: latentlm resume {record.key}",

@@ -7,23 +7,20 @@ resumed. Each stage that works has an MLflow run of its own below the parent.
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from latentlm.catalogue import build_model, parameter_count
+from latentlm.catalogue import parameter_count
 from latentlm.codec.image_vit import ImageViTCodec, encoder_parameters_digest
 from latentlm.codec.vector_quantized import VectorQuantizedCodec, codes_digest
-from latentlm.load import load_codec, load_weights, save_codec, save_export
+from latentlm.load import load_codec, save_codec
 from latentlm.media import read_png
 from latentlm_platform.artifacts import Artifact, building, key_of
 from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.corpora.splits import Splits, corpus_digests, preprocessing
-from latentlm_platform.errors import UserError
 from latentlm_platform.evaluation.actor_pool import EvaluatorPool
 from latentlm_platform.evaluation.codec_scores import latent_health
 from latentlm_platform.evaluation.evaluator import (
@@ -33,26 +30,19 @@ from latentlm_platform.evaluation.evaluator import (
     grid_file,
     trajectory_file,
 )
-from latentlm_platform.experiment.files import resolved_yaml
-from latentlm_platform.experiment.points import VARIANT, stage_of
 from latentlm_platform.experiment.sections import Experiment, ImageCodec
 from latentlm_platform.latents.cache import LatentCache
 from latentlm_platform.latents.drawing import redrawn_codec
 from latentlm_platform.latents.encoding import SPLITS, EncodingPass, moments_from
 from latentlm_platform.progress import Bar
-from latentlm_platform.tracking.client import TrackedRun, Tracker
-from latentlm_platform.tracking.journal import Entry, Journal
-from latentlm_platform.tracking.uploading import JournalUploader
+from latentlm_platform.tracking.client import TrackedRun
+from latentlm_platform.tracking.journal import Entry
+from latentlm_platform.tracking.stage_runs import stage_run
 from latentlm_platform.training.codec_training import CodecTraining, train_codec
-from latentlm_platform.training.model_card import render_model_card
+from latentlm_platform.training.export import export_model
+from latentlm_platform.training.following import last_metrics, train_followed
 from latentlm_platform.training.model_training import ModelTraining, train_model
 from latentlm_platform.training.worker_group import WorkerGroup
-
-DEPTH = {"codec": 0, "latents": 1, "model": 1, "evaluation": 2}  # what a stage depends on, counted
-
-
-class Stopped(Exception):
-    """A stop was asked for and a checkpoint is saved."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,6 @@ class StageContext:
     run_key: str
     attempt: int
     splits: Splits
-    tracker: Tracker
     parent: TrackedRun
     say: Callable[[str], None]
     evaluators: EvaluatorPool
@@ -81,30 +70,19 @@ class StageContext:
         repetition = self.run_key if self.attempt > 1 else ""
         return key_of(*parts, self.experiment.seed, repetition)
 
-    @contextlib.contextmanager
-    def child(self, stage: str, title: str, *, key: str) -> Iterator[TrackedRun]:
+    def child(
+        self, stage: str, title: str, *, key: str
+    ) -> contextlib.AbstractContextManager[TrackedRun]:
         """The MLflow run of a stage's artifact: it ends as the stage ends."""
-        chosen = {p: v for p, v in self.values.items() if DEPTH[stage_of(p)] <= DEPTH[stage]}
-        tags = {
-            "latentlm.kind": stage,
-            "latentlm.key": key,
-            "latentlm.experiment": self.experiment.name,
-            "latentlm.chosen": json.dumps(chosen, ensure_ascii=False),
-        }
-        names = [f"{path.rpartition('.')[2]}={value}" for path, value in chosen.items()]
-        title = " ".join((self.experiment.name, title, *names))
-        run = self.tracker.start_run(title, parent=self.parent, tags=tags | self.tags)
-        parameters = self.experiment.model_dump(mode="json", exclude={"sweep"})
-        run.log_parameters(parameters | {p: v for p, v in chosen.items() if p == VARIANT})
-        try:
-            yield run
-        except (Stopped, KeyboardInterrupt, SystemExit):
-            run.finish("KILLED")
-            raise
-        except BaseException:
-            run.finish("FAILED")
-            raise
-        run.finish("FINISHED")
+        return stage_run(
+            self.parent,
+            self.experiment,
+            stage,
+            title,
+            key=key,
+            tags=self.tags,
+            values=self.values,
+        )
 
 
 def make_codec(context: StageContext) -> Artifact:
@@ -121,8 +99,8 @@ def make_codec(context: StageContext) -> Artifact:
         training = CodecTraining(key, experiment, artifact.folder, splits)
         started = time.monotonic()
         with context.child("codec", "codec", key=key) as run:
-            group = replace(_worker_group(experiment, artifact.folder), workers=settings.workers)
-            _train(context, run, group, train_codec, training, total=settings.steps, title="codec")
+            group = WorkerGroup.of(experiment.train, artifact.folder, workers=settings.workers)
+            train_followed(group, train_codec, training, run, total=settings.steps, title="codec")
             metrics = json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
             run.log_metrics(metrics, step=settings.steps)
             if (channels := artifact.folder / "variance.json").exists():
@@ -228,30 +206,18 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
         started = time.monotonic()
         with context.child("model", "model", key=key) as run:
             run.set_tags(lineage_tags(artifact))
-            group = _worker_group(experiment, artifact.folder)
+            group = WorkerGroup.of(experiment.train, artifact.folder)
             how: dict[str, Any] = {"total": experiment.train.steps, "on_entry": context.on_entry}
-            _train(context, run, group, train_model, training, title="model", **how)
-            metrics = _last_metrics(training.folder / "journal.jsonl")
+            train_followed(group, train_model, training, run, title="model", **how)
+            metrics = last_metrics(training.folder / "journal.jsonl")
             run.log_metrics(_size(experiment))
             artifact = replace(
                 artifact, metrics=metrics, run_id=run.run_id, seconds=time.monotonic() - started
             )
-            export_model(context, training, artifact)
+            names = context.splits.train.index.class_names
+            export_model(training, artifact, class_names=names)
             artifact.save()
         return artifact
-
-
-def export_model(context: StageContext, training: ModelTraining, artifact: Artifact) -> None:
-    """Weights, codec, experiment and a card in one folder that `latentlm.load` reads."""
-    model = build_model(context.experiment.model_settings())
-    model.load_state_dict(torch.load(training.export, weights_only=True))
-    export = artifact.folder / "export"
-    text = resolved_yaml(context.experiment)
-    metadata = {"experiment": text, "key": artifact.key, **artifact.lineage}
-    save_export(export, model=model, codec=load_codec(training.codec_folder), metadata=metadata)
-    (export / "experiment.yaml").write_text(text, encoding="utf-8")
-    card = render_model_card(context.experiment, artifact)
-    (export / "MODEL_CARD.md").write_text(card, encoding="utf-8")
 
 
 def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
@@ -327,92 +293,9 @@ def _size(experiment: Experiment) -> dict[str, float]:
     return {"model_parameters": float(parameter_count(experiment.model_settings()))}
 
 
-def check_initial_weights(experiment: Experiment) -> None:
-    """The export that training starts from fits the model; UserError where it does not."""
-    folder = experiment.model.initial_weights
-    if folder is None:
-        return
-    try:
-        load_weights(build_model(experiment.model_settings()), Path(folder))
-    except ValueError as error:
-        raise UserError(f"model.initial_weights = {folder} cannot be used: {error}") from error
-
-
 def lineage_tags(artifact: Artifact) -> dict[str, str]:
     """What an artifact was made from: corpus → latents → codec → model, as tags."""
     return {f"latentlm.lineage.{stage}": key for stage, key in artifact.lineage.items()}
-
-
-def _train(
-    context: StageContext,
-    run: TrackedRun,
-    group: WorkerGroup,
-    function: Callable[[dict[str, Any]], None],
-    training: CodecTraining | ModelTraining,
-    *,
-    total: int,
-    title: str,
-    on_entry: Callable[[Entry], None] | None = None,
-) -> None:
-    """Run a group of workers with a bar, the journal's upload and the sample pictures."""
-    group.folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(group.folder / "journal.jsonl")
-    uploader = JournalUploader(journal, run)
-    uploader.start()
-    follower = _Follower(journal, group.folder / "pictures", run, on_entry)
-    try:
-        with Bar(title, total=total, unit="step") as bar:
-            job = {"training": training, "folder": str(group.folder)}
-            how = group.run(function, job, on_poll=lambda: follower.follow(bar))
-            follower.follow(bar)
-    finally:
-        uploader.close()
-    if how == "stopped":
-        raise Stopped(f"{title} stopped at step {follower.step} of {total}, with a checkpoint")
-
-
-class _Follower:
-    """Reads a training's journal and pictures for the bar and for MLflow."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        pictures: Path,
-        run: TrackedRun,
-        on_entry: Callable[[Entry], None] | None,
-    ) -> None:
-        self.journal, self.pictures, self.run, self.on_entry = journal, pictures, run, on_entry
-        self.offset = self.step = 0
-        self.notes: dict[str, float] = {}
-        self.shown: set[str] = set()  # a resumed stage shows them again, in its own MLflow run
-
-    def follow(self, bar: Bar) -> None:
-        entries, self.offset = self.journal.read_from(self.offset)
-        for entry in entries:
-            self.step = entry.step
-            self.notes |= entry.metrics
-            if self.on_entry is not None:
-                self.on_entry(entry)
-        if self.notes:
-            rate = f"{self.notes.get('images_per_s', 0):.0f} images/s"
-            bar.reach(self.step, note=f"loss {self.notes.get('loss', 0):.4f}, {rate}")
-        for path in sorted(self.pictures.glob("*.png")):
-            if path.name not in self.shown:
-                self.shown.add(path.name)
-                step = int(path.stem.removeprefix("step-"))
-                self.run.log_picture(read_png(path.read_bytes()), "samples", step)
-
-
-def _worker_group(experiment: Experiment, folder: Path) -> WorkerGroup:
-    train = experiment.train
-    return WorkerGroup(
-        folder=folder,
-        workers=train.workers,
-        cpus_per_worker=train.cpus_per_worker,
-        gpus_per_worker=train.gpus_per_worker,
-        threads_per_worker=train.threads_per_worker,
-        max_failures=train.max_failures,
-    )
 
 
 def _reused(context: StageContext, artifact: Artifact) -> Artifact:
@@ -420,15 +303,3 @@ def _reused(context: StageContext, artifact: Artifact) -> Artifact:
     tags = {f"latentlm.reused.{artifact.stage}": f"{artifact.key} {artifact.run_id}".strip()}
     context.parent.set_tags(tags)
     return artifact
-
-
-def _last_metrics(journal: Path) -> dict[str, float]:
-    """The last value of everything the training measured."""
-    entries, _ = Journal(journal).read_from(0)
-    metrics: dict[str, float] = {}
-    for entry in entries:
-        metrics |= entry.metrics
-    speeds = [e.metrics["images_per_s"] for e in entries if "images_per_s" in e.metrics]
-    if speeds:
-        metrics["images_per_s_median"] = float(np.median(speeds))
-    return metrics

@@ -7,6 +7,7 @@ CPUs; whether it fits, and where it does not, what to change so that Ray does no
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from latentlm_platform.cluster import cores
 from latentlm_platform.experiment.fields import DEFAULT_KINDS
 from latentlm_platform.experiment.files import experiment_key
 from latentlm_platform.experiment.points import stage_of, sweep_points
@@ -28,7 +29,6 @@ from latentlm_platform.planning.estimates import (
 from latentlm_platform.planning.resources import (
     ClusterResources,
     cluster_resources,
-    cores,
     cpu_problems,
     demands,
 )

@@ -8,7 +8,6 @@ read, so that nothing they lose is lost.
 import json
 from typing import Any
 
-from latentlm_platform import stages
 from latentlm_platform.artifacts import Artifact
 from latentlm_platform.cluster import connected
 from latentlm_platform.corpora.bad_records import BadRecords
@@ -36,6 +35,7 @@ from latentlm_platform.sweeps.trial import SweepJob
 from latentlm_platform.sweeps.tune_search import SearchedSweep
 from latentlm_platform.tracking.client import TrackedRun, open_tracker
 from latentlm_platform.training.codec_training import check_codec_files
+from latentlm_platform.training.export import check_initial_weights
 
 
 def execute_sweep(request: Request, *, retry_failed: bool = False) -> RunRecord:
@@ -138,7 +138,7 @@ def _prepare(points: list[Point], parent: TrackedRun) -> None:
         check_codec_files(one)
     for point in points:
         if point.experiment.model.initial_weights is not None:
-            stages.check_initial_weights(point.experiment)
+            check_initial_weights(point.experiment)
 
 
 def _conclude(record: RunRecord, experiment: Experiment, parent: TrackedRun) -> RunRecord:

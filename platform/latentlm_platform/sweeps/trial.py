@@ -110,7 +110,6 @@ class _Performance:
             self.job.key,
             self.job.attempt,
             _splits(experiment),
-            self.tracker,
             TrackedRun(self.tracker, self.job.parent_run_id),
             print,
             _Kept.evaluators,

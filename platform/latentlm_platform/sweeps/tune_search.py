@@ -5,14 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from latentlm_platform.errors import UserError
+from latentlm_platform.errors import Stopped, UserError
 from latentlm_platform.experiment.points import is_optuna
 from latentlm_platform.experiment.search import Between, Search, Sweep
 from latentlm_platform.experiment.trials import Trial
 from latentlm_platform.planning.resources import TRIAL_CPUS
 from latentlm_platform.progress import Bar
 from latentlm_platform.runs import now_s
-from latentlm_platform.stages import Stopped
 from latentlm_platform.sweeps.ledger import Line
 from latentlm_platform.sweeps.trial import TRAINED_LOSS, SweepJob, run_trial
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latentlm_platform.errors import UserError, own_error
+from latentlm_platform.experiment.sections import Train
 
 POLL_S = 0.5
 FAILURE_GRACE_S = 20.0
@@ -31,6 +32,18 @@ class WorkerGroup:
     gpus_per_worker: float
     threads_per_worker: int
     max_failures: int
+
+    @classmethod
+    def of(cls, train: Train, folder: Path, *, workers: int | None = None) -> "WorkerGroup":
+        """As the train section says; a codec's training may have another number of workers."""
+        return cls(
+            folder=folder,
+            workers=train.workers if workers is None else workers,
+            cpus_per_worker=train.cpus_per_worker,
+            gpus_per_worker=train.gpus_per_worker,
+            threads_per_worker=train.threads_per_worker,
+            max_failures=train.max_failures,
+        )
 
     def run(
         self, function: WorkerFunction, job: dict[str, Any], *, on_poll: Callable[[], None]
