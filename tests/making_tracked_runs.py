@@ -15,7 +15,7 @@ import numpy as np
 from mlflow.entities import Metric, Param
 
 from latentlm_platform.experiment.files import load_experiment
-from latentlm_platform.tracking.client import flatten
+from latentlm_platform.tracking.protocol import flatten
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STEPS = (100, 200, 300, 400)

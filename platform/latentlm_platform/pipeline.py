@@ -29,8 +29,9 @@ from latentlm_platform.planning.plan import untrainable
 from latentlm_platform.planning.resources import cluster_resources, cpu_problems
 from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.tracking.client import Status as Ended
-from latentlm_platform.tracking.client import TrackedRun, Tracker, kill_orphans, open_tracker
+from latentlm_platform.tracking.client import TrackedRun, Tracker, open_tracker
 from latentlm_platform.tracking.provenance import collect
+from latentlm_platform.tracking.reaper import kill_orphans
 from latentlm_platform.training.codec_training import check_codec_files
 from latentlm_platform.training.export import check_initial_weights
 from latentlm_platform.training.worker_group import take_stop

@@ -123,7 +123,7 @@ def reap() -> list[RunRecord]:
     dead = [r for r in read_runs() if r.status == "RUNNING" and not r.alive]
     for record in dead:
         if record.run_id:
-            from latentlm_platform.tracking.client import kill_orphans
+            from latentlm_platform.tracking.reaper import kill_orphans
 
             kill_orphans(record.tracking_uri, [record.run_id])
         record.changed(status="KILLED", error="the driver ended without a word")

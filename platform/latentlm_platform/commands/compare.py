@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> Result:
     from latentlm_dashboards import compare_runs, connect, find_run
-    from latentlm_platform.tracking.client import existing_store, explained
+    from latentlm_platform.tracking.store import existing_store, explained
 
     uri = existing_store(arguments.uri)
     with explained(uri):

@@ -167,7 +167,7 @@ def _report(arguments: argparse.Namespace) -> Result:
 def _store(arguments: argparse.Namespace) -> tuple[str, str]:
     """The store, which answers, and the experiment's name."""
     from latentlm_platform.experiment.sections import Tracking
-    from latentlm_platform.tracking.client import existing_store
+    from latentlm_platform.tracking.store import existing_store
 
     uri = existing_store(arguments.uri)
     return uri, arguments.experiment or Tracking().experiment

@@ -9,7 +9,7 @@ from latentlm_platform.commands.reporting import report_line, written_report
 from latentlm_platform.pipeline import Request, execute, run_report
 from latentlm_platform.progress import duration
 from latentlm_platform.runs import RunRecord
-from latentlm_platform.tracking.client import store_uri
+from latentlm_platform.tracking.store import store_uri
 
 VIEW = "cfg_scale"
 ALWAYS = (VIEW, "training_health")

@@ -34,6 +34,7 @@ from latentlm_platform.sweeps.ledger import Line, ledger_of
 from latentlm_platform.sweeps.trial import SweepJob
 from latentlm_platform.sweeps.tune_search import SearchedSweep
 from latentlm_platform.tracking.client import TrackedRun, open_tracker
+from latentlm_platform.tracking.reaper import kill_left
 from latentlm_platform.training.codec_training import check_codec_files
 from latentlm_platform.training.export import check_initial_weights
 
@@ -83,7 +84,7 @@ def _drive(request: Request, record: RunRecord, *, retry_failed: bool) -> RunRec
             with connected(experiment.cluster, verbose=request.verbose), terminable():
                 SearchedSweep(job, retry_failed=retry_failed).run()
         finally:
-            tracker.kill_left({"mlflow.parentRunId": parent.run_id})
+            kill_left(tracker, {"mlflow.parentRunId": parent.run_id})
         record = _conclude(record, experiment, parent)
     return read_run(record.key) or record
 

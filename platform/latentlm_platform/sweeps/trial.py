@@ -22,6 +22,7 @@ from latentlm_platform.runs import now_s
 from latentlm_platform.sweeps.ledger import Event, Ledger, Line, ledger_of
 from latentlm_platform.tracking.client import TrackedRun, Tracker, open_tracker
 from latentlm_platform.tracking.journal import Entry
+from latentlm_platform.tracking.reaper import delete_left, kill_left
 
 FLUSH_S = 60.0
 TRAINED_LOSS = "validation_loss"  # what trainings are compared by before they have ended
@@ -102,9 +103,9 @@ class _Performance:
         """Stages and points; the metrics of the first point, for whoever chooses the next."""
         experiment = self.trial.experiment
         tags = {"latentlm.sweep": self.job.key, "latentlm.trial": self.trial.key}
-        self.tracker.kill_left(tags)  # by an earlier try
+        kill_left(self.tracker, tags)  # by an earlier try
         evaluations = tags | {"latentlm.kind": "evaluation"}
-        self.tracker.delete_left(evaluations, keys=set(self.trial.point_keys()))
+        delete_left(self.tracker, evaluations, keys=set(self.trial.point_keys()))
         context = stages.StageContext(
             experiment,
             self.job.key,

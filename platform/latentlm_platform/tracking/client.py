@@ -1,23 +1,18 @@
 """MLflow: one parent run for each `latentlm run`, children for codec, model and evaluations.
 
-The only file that imports mlflow, and only inside functions. It uses `MlflowClient` with explicit
-run ids: nothing depends on an active run or a thread. At the start a store that does not answer is
-one clear `UserError`; after that a failure never reaches the run: calls wait in order in an
-`Outbox` and are tried again, and `Tracker.close` says once what could not be written. What a
+Like the other files of this room it imports mlflow only inside functions. It uses `MlflowClient`
+with explicit run ids: nothing depends on an active run or a thread. At the start a store that does
+not answer is one clear `UserError`; after that a failure never reaches the run: calls wait in order
+in an `Outbox` and are tried again, and `Tracker.close` says once what could not be written. What a
 training measures goes through its journal (`uploading.JournalUploader`).
 """
 
 import contextlib
-import fcntl
 import functools
 import json
-import logging
 import math
-import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,32 +20,28 @@ import numpy as np
 
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Tracking
-from latentlm_platform.home import home, tracking_database
-from latentlm_platform.tracking.outbox import Outbox, first_line
-
-PARAMETERS_A_CALL = 100  # limits of MLflow's protocol
-METRICS_A_CALL = 1000
-PARAMETER_CHARACTERS = 6000
-TAG_CHARACTERS = 5000
-DIGEST_CHARACTERS = 36
+from latentlm_platform.home import home
+from latentlm_platform.tracking.outbox import Outbox
+from latentlm_platform.tracking.protocol import (
+    DIGEST_CHARACTERS,
+    METRICS_A_CALL,
+    PARAMETER_CHARACTERS,
+    PARAMETERS_A_CALL,
+    TAG_CHARACTERS,
+    chunks,
+    flatten,
+    metric_rows,
+    shortened,
+)
+from latentlm_platform.tracking.store import (
+    alone,
+    explained,
+    open_client,
+    require_answer,
+    store_uri,
+)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-def store_uri(uri: str | None) -> str:
-    """The MLflow store that `uri` names; without one, the database in $LATENTLM_HOME."""
-    return uri or f"sqlite:///{tracking_database()}"
-
-
-def existing_store(uri: str | None) -> str:
-    """The store that a command reads; UserError where nothing was written or nobody answers."""
-    if uri is None and not tracking_database().exists():
-        raise UserError(
-            f"there are no runs in {tracking_database()} yet; start one with"
-            " `latentlm run experiments/quickstart.yaml`, or name a store with --uri"
-        )
-    require_answer(store_uri(uri))
-    return store_uri(uri)
 
 
 class TrackedRun:
@@ -71,7 +62,7 @@ class TrackedRun:
         from mlflow.entities import Param
 
         rows = [
-            Param(name, _cut(value, PARAMETER_CHARACTERS))
+            Param(name, shortened(value, PARAMETER_CHARACTERS))
             for name, value in flatten(parameters).items()
         ]
         for some in chunks(rows, PARAMETERS_A_CALL):
@@ -147,7 +138,7 @@ class TrackedRun:
         """Add or replace tags; values are cut at 5000 characters."""
         from mlflow.entities import RunTag
 
-        rows = [RunTag(name, _cut(value, TAG_CHARACTERS)) for name, value in tags.items()]
+        rows = [RunTag(name, shortened(value, TAG_CHARACTERS)) for name, value in tags.items()]
         for some in chunks(rows, PARAMETERS_A_CALL):
             self._send("tags", functools.partial(self.log_batch, tags=some))
 
@@ -219,7 +210,7 @@ class Tracker:
 
         def create() -> None:
             family = {"mlflow.parentRunId": parent.run_id} if parent else {}
-            texts = {key: _cut(value, TAG_CHARACTERS) for key, value in (tags or {}).items()}
+            texts = {key: shortened(value, TAG_CHARACTERS) for key, value in (tags or {}).items()}
             made = self.client.create_run(
                 self.experiment_id,
                 run_name=name,
@@ -242,27 +233,6 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
         return TrackedRun(self, run_id)
 
-    def kill_left(self, tags: dict[str, str]) -> None:
-        """Mark runs with these tags KILLED that still read RUNNING though nobody works at them."""
-        query = f"{_with_tags(tags)} and attributes.status = 'RUNNING'"
-
-        def kill() -> None:
-            for run in self.client.search_runs([self.experiment_id], query):
-                self.client.set_terminated(run.info.run_id, "KILLED")
-
-        self.outbox.send("runs left over", kill)
-
-    def delete_left(self, tags: dict[str, str], *, keys: Collection[str]) -> None:
-        """Delete runs of these tags and keys: whoever wrote them died before it could say so, and
-        they are about to be written again."""
-
-        def delete() -> None:
-            for run in self.client.search_runs([self.experiment_id], _with_tags(tags)):
-                if run.data.tags.get("latentlm.key") in keys:
-                    self.client.delete_run(run.info.run_id)
-
-        self.outbox.send("runs to be written again", delete)
-
     def close(self, timeout_s: float = 60.0) -> str | None:
         """Write what waits; one sentence about what was not written, None when all was."""
         waiting = self.outbox.flush(timeout_s)
@@ -279,8 +249,8 @@ def open_tracker(tracking: Tracking) -> Tracker:
     """The store and experiment that the section names, made on first use; UserError if it fails."""
     uri = store_uri(tracking.uri)
     require_answer(uri)
-    with explained(uri), _alone(uri):
-        client = _client(uri)
+    with explained(uri), alone(uri):
+        client = open_client(uri)
         found = client.get_experiment_by_name(tracking.experiment)
         if found is None:
             place = None if uri.startswith("http") else (home() / "mlartifacts").as_uri()
@@ -295,119 +265,3 @@ def open_tracker(tracking: Tracking) -> Tracker:
     return Tracker(
         client, uri=uri, experiment_id=experiment_id, system_metrics=tracking.system_metrics
     )
-
-
-def kill_orphans(uri: str | None, run_ids: list[str]) -> list[str]:
-    """Mark those runs and their children KILLED that still read RUNNING; their ids.
-
-    For runs whose driver is known to be dead. A run that is no longer there is passed over.
-    """
-    from mlflow.exceptions import MlflowException
-
-    client = _client(store_uri(uri))
-    killed = []
-    for run_id in run_ids:
-        try:
-            parent = client.get_run(run_id)
-        except MlflowException:
-            continue
-        children = client.search_runs(
-            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
-        )
-        for run in (*children, parent):
-            if run.info.status == "RUNNING":
-                client.set_terminated(run.info.run_id, "KILLED")
-                killed.append(run.info.run_id)
-    return killed
-
-
-def metric_rows(metrics: dict[str, float], *, step: int, time_ms: int) -> list[Any]:
-    """MLflow's metrics of one step. Infinities become NaN, a visible gap in a chart: MLflow would
-    store them as ±1.8e308, which flattens everything else."""
-    from mlflow.entities import Metric
-
-    return [
-        Metric(name, float(value) if math.isfinite(value) else math.nan, time_ms, step)
-        for name, value in metrics.items()
-    ]
-
-
-def flatten(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"a": {"b": 1}} → {"a.b": "1"}; lists and numbers are written as JSON."""
-    flat: dict[str, str] = {}
-    for name, value in parameters.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{path}.")
-        else:
-            flat[path] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return flat
-
-
-def _client(uri: str) -> Any:
-    """A quiet client that gives up after seconds: waiting and retrying is the Outbox's work."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # after the import, which sets them
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
-
-
-def require_answer(uri: str) -> None:
-    """UserError where no server answers: MLflow's own client would go on trying for minutes."""
-    if not uri.startswith("http"):
-        return
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
-            pass
-    except urllib.error.HTTPError:
-        pass  # somebody answers; what is wrong, the client will say
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tracking.uri = {uri} does not answer ({first_line(error)}); start that MLflow"
-            " server, or leave tracking.uri out to use the database in $LATENTLM_HOME"
-        ) from error
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """One process at a time: first use creates the tables, and two at once break them."""
-    if not uri.startswith("sqlite"):
-        yield
-        return
-    home().mkdir(parents=True, exist_ok=True)
-    with (home() / "mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Before the run has begun, a failing store is the user's to mend."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # every kind of store has errors of its own
-        raise UserError(
-            f"MLflow at {uri} failed: {first_line(error)}; check tracking.uri"
-        ) from error
-
-
-def _cut(value: Any, characters: int) -> str:
-    text = str(value)
-    return text if len(text) <= characters else text[: characters - 1] + "…"
-
-
-def _with_tags(tags: dict[str, str]) -> str:
-    """MLflow's search for runs that have them all."""
-    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-
-
-def chunks(rows: list[Any], size: int) -> list[list[Any]]:
-    """Lists of at most `size` rows."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -4,9 +4,10 @@ import math
 import threading
 import time
 
-from latentlm_platform.tracking.client import METRICS_A_CALL, TrackedRun, chunks, metric_rows
+from latentlm_platform.tracking.client import TrackedRun
 from latentlm_platform.tracking.journal import Journal
 from latentlm_platform.tracking.outbox import first_line
+from latentlm_platform.tracking.protocol import METRICS_A_CALL, chunks, metric_rows
 
 
 class JournalUploader(threading.Thread):

@@ -16,9 +16,11 @@ import pytest
 from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Tracking
-from latentlm_platform.tracking.client import Tracker, flatten, kill_orphans, open_tracker
+from latentlm_platform.tracking.client import Tracker, open_tracker
 from latentlm_platform.tracking.journal import Journal
 from latentlm_platform.tracking.outbox import Outbox
+from latentlm_platform.tracking.protocol import flatten
+from latentlm_platform.tracking.reaper import delete_left, kill_orphans
 from latentlm_platform.tracking.uploading import JournalUploader
 
 
@@ -280,7 +282,7 @@ def test_what_a_dead_try_wrote_is_deleted_before_it_is_written_again(tracker: Tr
         }.items()
     }
     runs["again"].finish("FINISHED")
-    tracker.delete_left(tags, keys={"a"})
+    delete_left(tracker, tags, keys={"a"})
     assert tracker.close() is None
     stages = {n: tracker.client.get_run(r.run_id).info.lifecycle_stage for n, r in runs.items()}
     assert stages == {"again": "deleted", "another point": "active", "another trial": "active"}
