@@ -34,6 +34,7 @@ from latentlm.vocabulary import Vocabulary
 
 SignalCodec = ImageViTCodec | SpeechConvCodec | VectorQuantizedCodec
 VOCABULARY_FILE = "vocabulary.tiktoken"
+CLASS_NAMES = "class_names"  # of the metadata: a JSON list of names, in the order of the labels
 
 
 class Loaded(NamedTuple):
@@ -44,6 +45,11 @@ class Loaded(NamedTuple):
     codec: SignalCodec
     vocabulary: Vocabulary | None
     metadata: dict[str, str]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by their number; empty where the export does not say them."""
+        return tuple(json.loads(self.metadata.get(CLASS_NAMES, "[]")))
 
     @torch.inference_mode()
     def generate(
@@ -125,7 +131,10 @@ def save_export(
     metadata: dict[str, str],
     vocabulary: Vocabulary | None = None,
 ) -> None:
-    """Write an export into a folder, made where missing; model.json comes last."""
+    """Write an export into a folder, made where missing; model.json comes last.
+
+    metadata["class_names"], a JSON list of a name for each class, lets prompts name classes.
+    """
     save_codec(folder, codec=codec)
     if vocabulary is not None:
         shutil.copyfile(vocabulary.path, Path(folder) / VOCABULARY_FILE)
@@ -155,7 +164,13 @@ def load(folder: Path | str) -> Loaded:
             f"{folder}: the codec has {codec.codebook_size} codes, the model"
             f" {model.settings.codes}; export a model with the codec it was trained on"
         )
-    return Loaded(model.eval(), codec, _vocabulary(model, Path(folder)), metadata)
+    loaded = Loaded(model.eval(), codec, _vocabulary(model, Path(folder)), metadata)
+    if model.settings.classes and len(loaded.class_names) not in (0, model.settings.classes):
+        raise ValueError(
+            f"{folder}: model.json names {len(loaded.class_names)} classes, the model knows"
+            f" {model.settings.classes}; name each class, or none"
+        )
+    return loaded
 
 
 def load_codec(folder: Path | str) -> Any:

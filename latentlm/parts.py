@@ -1,11 +1,13 @@
 """What people hold, as documents and back: text, class labels, pictures, sounds ↔ spans.
 
 A part is a `str`, an `int` (class label), a picture (uint8, rows x columns x channels) or a sound
-(fp32 samples in [-1, 1]). A document is a list of parts.
+(fp32 samples in [-1, 1]). A document is a list of parts. To a model without text, a `str` that
+names a class is its label.
 """
 
+import difflib
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import NoReturn, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from latentlm.vocabulary import Vocabulary
 Picture: TypeAlias = npt.NDArray[np.uint8]
 Sound: TypeAlias = npt.NDArray[np.float32]
 Part: TypeAlias = str | int | Picture | Sound
+SHOWN_CLASSES = 10  # in an error
 
 
 class Speaks(Protocol):
@@ -36,6 +39,9 @@ class Speaks(Protocol):
     @property
     def vocabulary(self) -> Vocabulary | None: ...
 
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
 
 def to_document(
     parts: Sequence[Part], loaded: Speaks, *, noise: RowNoise, ask_signal: bool = False
@@ -49,7 +55,9 @@ def to_document(
         raise ValueError(f"a prompt is a list of parts, not {str(parts)[:40]!r}; put it in [ ]")
     spans: list[TextSpan | LatentSpan] = []
     for place, part in enumerate(parts):
-        if isinstance(part, str):
+        if isinstance(part, str) and loaded.vocabulary is None:
+            spans.append(_label(_named(part, loaded), loaded.model))
+        elif isinstance(part, str):
             spans.append(_words(_vocabulary(loaded, part).encode(part)))
         elif isinstance(part, int | np.integer):
             spans.append(_label(int(part), loaded.model))
@@ -84,17 +92,47 @@ def to_parts(document: Document, loaded: Speaks) -> list[Part]:
     return parts
 
 
+def find_class(name: str, class_names: Sequence[str]) -> int | None:
+    """The number of the class of this name, in its own or in any other case; None: there is none.
+
+    A name that only another case tells from a second one must be given in its own.
+    """
+    if name in class_names:
+        return list(class_names).index(name)
+    same = [i for i, known in enumerate(class_names) if known.casefold() == name.casefold()]
+    return same[0] if len(same) == 1 else None
+
+
+def nearest_class(name: str, class_names: Sequence[str]) -> str:
+    """What to say of a name that is no class: the nearest one, or some of those there are."""
+    folded = {known.casefold(): known for known in class_names}
+    if near := difflib.get_close_matches(name.casefold(), folded, 1):
+        return f"did you mean {folded[near[0]]}?"
+    more = ", …" if len(class_names) > SHOWN_CLASSES else ""
+    return f"its classes are {', '.join(class_names[:SHOWN_CLASSES])}{more}"
+
+
+def _named(part: str, loaded: Speaks) -> int:
+    number = find_class(part, loaded.class_names)
+    if number is None and loaded.class_names:
+        hint = nearest_class(part, loaded.class_names)
+        raise ValueError(f"this model knows class labels only, not {part[:40]!r}; {hint}")
+    return _no_vocabulary(loaded, part) if number is None else number
+
+
 def _words(ids: Sequence[int]) -> TextSpan:
     return TextSpan(np.array(ids, np.int64))
 
 
 def _vocabulary(loaded: Speaks, what: str) -> Vocabulary:
-    if loaded.vocabulary is None:
-        raise ValueError(
-            f"this model knows class labels only, not {what[:40]!r}; give numbers from 0 to"
-            f" {(loaded.model.settings.classes or 1) - 1}"
-        )
-    return loaded.vocabulary
+    return _no_vocabulary(loaded, what) if loaded.vocabulary is None else loaded.vocabulary
+
+
+def _no_vocabulary(loaded: Speaks, what: str) -> NoReturn:
+    raise ValueError(
+        f"this model knows class labels only, not {what[:40]!r}; give numbers from 0 to"
+        f" {(loaded.model.settings.classes or 1) - 1}"
+    )
 
 
 def _label(label: int, model: LatentLM | DiT | CodeLM) -> TextSpan:

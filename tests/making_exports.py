@@ -1,6 +1,7 @@
 """Small exports with random weights: pictures by class of every model, text, speech."""
 
 import base64
+import json
 from pathlib import Path
 
 import torch
@@ -87,7 +88,7 @@ def make_code_export(export: Path) -> Path:
     return export
 
 
-def make_export(folder: Path, kind: str) -> Path:
+def make_export(folder: Path, kind: str, *, class_names: tuple[str, ...] = ()) -> Path:
     """An export of `kind` classes, dit, codes, text or speech; nothing in it is zero."""
     if kind == "codes":
         return make_code_export(folder / kind)
@@ -118,5 +119,6 @@ def make_export(folder: Path, kind: str) -> Path:
         torch.nn.init.normal_(weight, std=0.2)
     vocabulary = Vocabulary(make_ranks(folder), size=261) if words else None
     export = folder / kind
-    save_export(export, model=model, codec=codec, metadata={"key": kind}, vocabulary=vocabulary)
+    metadata = {"key": kind} | ({"class_names": json.dumps(class_names)} if class_names else {})
+    save_export(export, model=model, codec=codec, metadata=metadata, vocabulary=vocabulary)
     return export

@@ -110,6 +110,30 @@ def test_parts_that_a_model_does_not_know(
         load(tmp_path, kind).generate([prompt], sampler=FAST)
 
 
+def test_a_class_is_named_where_the_export_has_names(tmp_path: Path) -> None:
+    names = ("Trouser", "Bag", "bag")
+    loaded = latentlm.load(make_export(tmp_path, "classes", class_names=names))  # type: ignore[operator]
+    assert loaded.class_names == names
+    for prompt, label in ((["Bag"], 1), (["bag"], 2), (["TROUSER"], 0)):
+        (named,) = loaded.generate([prompt], sampler=FAST)
+        (numbered,) = loaded.generate([[label]], sampler=FAST)
+        np.testing.assert_array_equal(named[0], numbered[0])
+    for given, said in (
+        ("Trousers", "not 'Trousers'; did you mean Trouser?"),
+        ("BAG", "not 'BAG'; did you mean"),  # which of the two it is, nobody knows
+        ("xyz", "not 'xyz'; its classes are Trouser, Bag, bag"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            loaded.generate([[given]], sampler=FAST)
+    assert load(tmp_path / "nameless", "classes").class_names == ()
+
+
+def test_as_many_names_as_classes_or_none(tmp_path: Path) -> None:
+    export = make_export(tmp_path, "classes", class_names=("one", "two"))
+    with pytest.raises(ValueError, match="names 2 classes, the model knows 3"):
+        latentlm.load(export)  # type: ignore[operator]
+
+
 def test_the_readmes_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("classes", "text", "speech"):
         make_export(tmp_path, kind)
