@@ -11,13 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentlm.media import encode_png
-from latentlm_platform.corpora.class_images import (
-    BadRecord,
-    CorpusIndex,
-    Decoded,
-    decode_record,
-    open_corpus,
-)
+from latentlm_platform.corpora.class_images import CorpusIndex, open_corpus
+from latentlm_platform.corpora.records import BadRecord, Decoded, Record, decode_record
 from latentlm_platform.experiment.sections import Corpus
 
 CLASSES = ("bird", "cat", "dog")
@@ -115,6 +110,13 @@ def make_tar(path: Path, members: list[tuple[str, bytes]] | None = None) -> Path
         for name, data in members:
             add(tar, name, data)
     return path
+
+
+def image_bytes(record: Record) -> bytes:
+    """The stored image of a good record."""
+    (data,) = (part.value for part in record.parts if part.kind == "image")
+    assert isinstance(data, bytes)
+    return data
 
 
 EXPECTED = {number: number % 3 for number in range(12)}

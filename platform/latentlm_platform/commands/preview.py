@@ -18,7 +18,8 @@ from latentlm_platform.commands.validate import add_overrides
 from latentlm_platform.errors import UserError
 
 if TYPE_CHECKING:  # heavy to import; needed here for annotations alone
-    from latentlm_platform.corpora.class_images import BadRecord, CorpusIndex, Decoded
+    from latentlm_platform.corpora.class_images import CorpusIndex
+    from latentlm_platform.corpora.records import BadRecord, Decoded
     from latentlm_platform.experiment.sections import Corpus
 
 SAMPLE_CHUNKS = 8
@@ -104,7 +105,7 @@ class _Sample:
         return [(self.class_names[label], i) for label in classes for i in self.images[label]]
 
     def _read(self, index: "CorpusIndex", corpus: "Corpus", *, chunk: int) -> None:
-        from latentlm_platform.corpora.class_images import BadRecord, decode_record
+        from latentlm_platform.corpora.records import BadRecord, decode_record
 
         for record in index.read_chunk(chunk):
             signal = decode_record(record, corpus=corpus)

@@ -33,11 +33,15 @@ from latentlm_platform.corpora.chunk_index import (
 )
 from latentlm_platform.corpora.locating import Listing, list_files, locate
 from latentlm_platform.corpora.parquet_footers import Columns
-from latentlm_platform.corpora.records import BadRecord, Decoded, Labels, RawRecord, decode_record
+from latentlm_platform.corpora.records import (
+    Assembly,
+    Labels,
+    PartSource,
+    Record,
+    class_image_parts,
+)
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Corpus
-
-__all__ = ["BadRecord", "CorpusIndex", "Decoded", "RawRecord", "decode_record", "open_corpus"]
 
 Layout = Literal["folder", "parquet", "webdataset"]
 SUFFIXES: dict[str, Layout] = {".parquet": "parquet", ".tar": "webdataset"}
@@ -54,6 +58,7 @@ class CorpusIndex:
     class_names: tuple[str, ...]
     labels_by_name: bool
     columns: Columns
+    parts: tuple[PartSource, ...]
     table: Path
 
     @property
@@ -61,13 +66,13 @@ class CorpusIndex:
         """Records of all chunks, the bad ones too."""
         return int(self.chunk_sizes.sum())
 
-    def read_chunk(self, chunk: int) -> Iterator[RawRecord]:
+    def read_chunk(self, chunk: int) -> Iterator[Record]:
         """The `chunk_sizes[chunk]` records of a chunk, always in the same order."""
         entries, location = read_entries(self.table, chunk), locate(self.source)
-        labels = Labels(self.class_names, self.labels_by_name)
+        assembly = Assembly(self.parts, Labels(self.class_names, self.labels_by_name))
         if self.layout == "parquet":
-            return parquet_rows.read_records(entries, location, labels, columns=self.columns)
-        return byte_ranges.read_records(entries, location, labels)
+            return parquet_rows.read_records(entries, location, assembly, columns=self.columns)
+        return byte_ranges.read_records(entries, location, assembly)
 
 
 def open_corpus(source: str, *, corpus: Corpus) -> CorpusIndex:
@@ -90,6 +95,7 @@ def open_corpus(source: str, *, corpus: Corpus) -> CorpusIndex:
         class_names=stored.naming.class_names or tuple(map(str, range(corpus.classes))),
         labels_by_name=stored.naming.by_name,
         columns=Columns(corpus.image_column, corpus.label_column),
+        parts=class_image_parts(corpus),
         table=stored.path,
     )
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from latentlm_platform.corpora.chunk_index import Entry
 from latentlm_platform.corpora.locating import Location, is_lost
 from latentlm_platform.corpora.parquet_footers import Columns
-from latentlm_platform.corpora.records import Labels, RawRecord
+from latentlm_platform.corpora.records import Assembly, Record
 
 BATCH_ROWS = 64
 BUFFER_BYTES = 4 * 2**20
@@ -23,12 +23,12 @@ Row = tuple[Any, Any]  # (image, label), or (the exception, None) for a row that
 
 
 def read_records(
-    entries: list[Entry], location: Location, labels: Labels, *, columns: Columns
-) -> Iterator[RawRecord]:
+    entries: list[Entry], location: Location, assembly: Assembly, *, columns: Columns
+) -> Iterator[Record]:
     """The rows of each entry, one record a row; rows that cannot be read are bad records."""
     for entry in entries:
         if entry.problem_kind is not None:
-            yield RawRecord(entry.key, problem=(entry.problem_kind, entry.problem_reason or ""))
+            yield Record(entry.key, problem=(entry.problem_kind, entry.problem_reason or ""))
             continue
         stop = entry.offset + entry.size
         rows = _read_rows(entry.path, location, columns, start=entry.offset, stop=stop)
@@ -36,10 +36,11 @@ def read_records(
             key = f"{entry.path}#{row}"
             if isinstance(image, Exception):
                 reason = f"{type(image).__name__}: {image}"
-                yield RawRecord(key, problem=("unreadable_file", reason))
+                yield Record(key, problem=("unreadable_file", reason))
             else:
                 data = image.get("bytes") if isinstance(image, dict) else image
-                yield labels.record(key, data=data, label=label)
+                values = [label if s.kind == "label" else data for s in assembly.sources]
+                yield assembly.record(key, values)
 
 
 def _read_rows(

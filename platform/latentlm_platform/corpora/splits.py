@@ -2,27 +2,32 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, Literal, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from latentlm_platform.batches.ordering import IntArray, Rows, held_out_rows
-from latentlm_platform.corpora.class_images import (
-    BadRecord,
-    CorpusIndex,
-    Decoded,
-    decode_record,
-    open_corpus,
-)
+from latentlm_platform.corpora.class_images import CorpusIndex, open_corpus
 from latentlm_platform.corpora.named import resolve
+from latentlm_platform.corpora.records import BadRecord, Decoded, decode_record
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Corpus
 
+IntArray = npt.NDArray[np.int64]
 Part = Literal["all", "train", "held_out"]
 SURVEY_CHUNKS = 8
 SURVEY_RECORDS = 32
+
+
+class Rows(Protocol):
+    """Rows of this split in any order: their chunk, and their place among its rows there."""
+
+    @property
+    def chunks(self) -> IntArray: ...
+
+    @property
+    def rows(self) -> IntArray: ...
 
 
 class Signals(NamedTuple):
@@ -41,15 +46,14 @@ class Split:
     part: Part
     seed: int
 
-    @cached_property
-    def chunk_sizes(self) -> tuple[int, ...]:
-        """Rows of this split in each chunk."""
-        sizes = [int(size) for size in self.index.chunk_sizes]
+    @property
+    def chunk_sizes(self) -> IntArray:
+        """Rows of this split in each chunk, the bad ones too."""
+        sizes = self.index.chunk_sizes
         if self.part == "all":
-            return tuple(sizes)
-        held = [round(size * self.corpus.held_out_fraction) for size in sizes]
-        pairs = zip(sizes, held, strict=True)
-        return tuple(size - h if self.part == "train" else h for size, h in pairs)
+            return sizes
+        held = np.rint(sizes * self.corpus.held_out_fraction).astype(np.int64)
+        return sizes - held if self.part == "train" else held
 
     def rows_of(self, chunk: int) -> IntArray:
         """Rows of the corpus's chunk that belong to this split, sorted."""
@@ -57,8 +61,12 @@ class Split:
         if self.part == "all":
             return np.arange(size, dtype=np.int64)
         fraction = self.corpus.held_out_fraction
-        held = held_out_rows(seed=self.seed, chunk=chunk, size=size, fraction=fraction)
+        held = _held_out_rows(seed=self.seed, chunk=chunk, size=size, fraction=fraction)
         return held if self.part == "held_out" else np.setdiff1d(np.arange(size), held)
+
+    def ids_of(self, chunk: int) -> IntArray:
+        """The numbers of those rows among all records of the corpus, whichever the split."""
+        return int(self.index.chunk_sizes[:chunk].sum()) + self.rows_of(chunk)
 
     def decode_chunk(self, chunk: int, *, limit: int | None = None) -> list[Decoded | BadRecord]:
         """The chunk's records (the first `limit`) in this split, decoded or with their fault."""
@@ -69,8 +77,8 @@ class Split:
     def decode_rows(self, rows: Rows) -> Signals:
         """The images of these rows, in order; an unreadable one is replaced by the next good one
         of its chunk, so that batches keep their size and do not depend on the workers."""
-        pixels: list[npt.NDArray[np.uint8] | None] = [None] * len(rows.ids)
-        labels = np.zeros(len(rows.ids), np.int64)
+        pixels: list[npt.NDArray[np.uint8] | None] = [None] * len(rows.rows)
+        labels = np.zeros(len(rows.rows), np.int64)
         for chunk in np.unique(rows.chunks).tolist():
             places = np.flatnonzero(rows.chunks == chunk)
             decoded = self._decode_wanted(chunk, rows.rows[places])
@@ -150,3 +158,8 @@ def preprocessing(corpus: Corpus) -> dict[str, Any]:
 def corpus_digests(splits: Splits) -> list[str]:
     """The manifests of what is trained on and what is held out."""
     return [splits.train.index.digest, splits.held_out.index.digest]
+
+
+def _held_out_rows(*, seed: int, chunk: int, size: int, fraction: float) -> IntArray:
+    shuffled = np.random.default_rng([seed, 2, chunk]).permutation(size)
+    return np.sort(shuffled[: round(size * fraction)]).astype(np.int64)

@@ -105,7 +105,7 @@ class TestFolders:
     def test_chunks_mix_the_classes(self, tmp_path: Path) -> None:
         index = opened(make_folders(tmp_path / "c", count=60), chunk_records=20)
         for chunk in range(3):
-            assert len({record.label for record in index.read_chunk(chunk)}) == 3
+            assert len({record.group for record in index.read_chunk(chunk)}) == 3
 
     def test_damaged_files_are_counted_by_kind(self, tmp_path: Path) -> None:
         root = make_folders(tmp_path / "c")

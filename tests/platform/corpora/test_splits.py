@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from latentlm_platform.batches.ordering import SampleOrder
-from latentlm_platform.corpora.class_images import BadRecord
+from latentlm_platform.corpora.records import BadRecord
 from latentlm_platform.corpora.splits import Split, Splits, open_splits, survey
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Corpus
@@ -48,7 +48,7 @@ def test_an_unreadable_image_is_replaced_and_counted(
     for number in (3, 7):
         (folder / "class-0" / f"{number:04d}.png").write_bytes(b"no image")
     train = opened(tmp_path, monkeypatch).train
-    order = SampleOrder(train.chunk_sizes, seed=0, window_chunks=2)
+    order = SampleOrder(tuple(train.chunk_sizes.tolist()), seed=0, window_chunks=2)
     whole = train.decode_rows(order.rows(0, 30))
     assert len(whole.pixels) == len(whole.labels) == 30
     halves = [train.decode_rows(order.rows(a, b)) for a, b in ((0, 11), (11, 30))]
@@ -69,7 +69,9 @@ def test_a_chunk_without_a_good_image_is_stood_in_for_by_the_next(
         (folder / signal.key).write_bytes(b"no image")
     train = opened(tmp_path, monkeypatch).train
     assert all(isinstance(signal, BadRecord) for signal in train.decode_chunk(1))
-    rows = SampleOrder(train.chunk_sizes, seed=0, window_chunks=1, shuffled=False).rows(6, 12)
+    rows = SampleOrder(
+        tuple(train.chunk_sizes.tolist()), seed=0, window_chunks=1, shuffled=False
+    ).rows(6, 12)
     assert set(rows.chunks.tolist()) == {1}
     assert len(train.decode_rows(rows).pixels) == 6
 
@@ -81,7 +83,7 @@ def test_a_corpus_without_a_good_image_is_one_sentence(
     for path in folder.rglob("*.png"):
         path.write_bytes(b"no image")
     train = opened(tmp_path, monkeypatch).train
-    order = SampleOrder(train.chunk_sizes, seed=0, window_chunks=1)
+    order = SampleOrder(tuple(train.chunk_sizes.tolist()), seed=0, window_chunks=1)
     with pytest.raises(UserError, match="can be read"):
         train.decode_rows(order.rows(0, 4))
 
