@@ -2,13 +2,19 @@
 
 Workers keep their state in a folder that all nodes see (checkpoints.py); Ray Train restarts the
 group when a worker dies, and the training function then resumes from the newest intact checkpoint.
-A failure that a restart cannot mend is written to the folder and ends the group without retries.
+
+A failure that a restart cannot mend is written down and raised: Ray Train then ends every rank of
+the group, also those that wait in a collective for the one that failed. Where it starts the group
+once more, since it cannot tell such a failure from a lost worker, every rank finds the failure
+written down and returns at once, so that the group's CPUs are free again.
 """
 
 import contextlib
 import json
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +24,8 @@ from latentlm_platform.errors import UserError, own_error
 from latentlm_platform.experiment.sections import Train
 
 POLL_S = 0.5
-FAILURE_GRACE_S = 20.0
+RELEASE_S = 120.0  # to end a group that failed: two starts of workers on a busy machine
+FAILURE = "failure.json"
 WorkerFunction = Callable[[dict[str, Any]], None]
 
 
@@ -53,28 +60,46 @@ class WorkerGroup:
         `on_poll` is called in this thread about twice a second. Ctrl-C asks the workers to stop
         with a checkpoint; a second Ctrl-C does not wait for it.
         """
-        for name in ("failure.json", "stop", "ended"):
+        for name in ("stop", "ended"):
             (self.folder / name).unlink(missing_ok=True)
+        attempt = self._attempt()
         errors: list[BaseException] = []
         ended = threading.Event()  # an interrupted join() may call a living thread dead
 
         def fit() -> None:
             try:
-                self._trainer(function, job).fit()
+                self._trainer(function, job, attempt).fit()
             except BaseException as error:
                 errors.append(error)
             finally:
                 ended.set()
 
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
-        self._wait(ended, on_poll)
+        released = self._wait(ended, attempt / FAILURE, on_poll)
+        if (attempt / FAILURE).exists():
+            sentence = json.loads((attempt / FAILURE).read_text(encoding="utf-8"))["sentence"]
+            held = (
+                f"; its workers have not ended within {RELEASE_S:.0f} s and hold their CPUs until"
+                " this command ends"
+            )
+            raise UserError(sentence + ("" if released else held), exit_code=1)
         return self._end(errors[0] if errors else None)
 
-    def _wait(self, ended: threading.Event, on_poll: Callable[[], None]) -> None:
-        interrupts, grace = 0, FAILURE_GRACE_S
-        while not ended.is_set() and grace > 0:
-            if (self.folder / "failure.json").exists():
-                grace -= POLL_S  # other ranks may wait for the one that failed
+    def _attempt(self) -> Path:
+        """A folder of this call alone: a group that outlives its call finds its own failure."""
+        (self.folder / "ray").mkdir(parents=True, exist_ok=True)
+        attempt = self.folder / "ray" / f"attempt-{len(list(self.folder.glob('ray/attempt-*')))}"
+        attempt.mkdir()
+        return attempt
+
+    def _wait(self, ended: threading.Event, failure: Path, on_poll: Callable[[], None]) -> bool:
+        """Whether the group has ended; False where one that failed goes on after RELEASE_S."""
+        interrupts, failed_s = 0, math.inf
+        while not ended.is_set():
+            if failure.exists():
+                failed_s = min(failed_s, time.monotonic())
+            if time.monotonic() > failed_s + RELEASE_S:
+                return False
             try:
                 ended.wait(POLL_S)
                 on_poll()
@@ -84,13 +109,9 @@ class WorkerGroup:
                     raise
                 print("\nstopping after this step, with a checkpoint (Ctrl-C again: at once)")
                 request_stop(self.folder)
+        return True
 
     def _end(self, error: BaseException | None) -> str:
-        failure = self.folder / "failure.json"
-        if failure.exists():
-            raise UserError(
-                json.loads(failure.read_text(encoding="utf-8"))["sentence"], exit_code=1
-            )
         if error is not None:
             raise UserError(
                 f"the training workers failed more than train.max_failures = {self.max_failures}"
@@ -99,7 +120,7 @@ class WorkerGroup:
             ) from error
         return (self.folder / "ended").read_text(encoding="utf-8")
 
-    def _trainer(self, function: WorkerFunction, job: dict[str, Any]) -> Any:
+    def _trainer(self, function: WorkerFunction, job: dict[str, Any], attempt: Path) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -107,17 +128,16 @@ class WorkerGroup:
         resources = {"CPU": self.cpus_per_worker}
         if use_gpu:
             resources["GPU"] = self.gpus_per_worker
-        attempt = sum(1 for _ in (self.folder / "ray").glob("attempt-*"))
         return TorchTrainer(
-            _Worker(function, threads=self.threads_per_worker),
+            _Worker(function, threads=self.threads_per_worker, failure=attempt / FAILURE),
             train_loop_config=job,
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=self.workers, use_gpu=use_gpu, resources_per_worker=resources
             ),
             run_config=RunConfig(
-                name=f"attempt-{attempt}",
-                storage_path=str(self.folder / "ray"),
+                name=attempt.name,
+                storage_path=str(attempt.parent),
                 failure_config=FailureConfig(max_failures=self.max_failures),
             ),
         )
@@ -126,13 +146,15 @@ class WorkerGroup:
 class _Worker:
     """What runs on each worker: threads pinned, pid noted, failures sorted."""
 
-    def __init__(self, function: WorkerFunction, *, threads: int) -> None:
-        self.function, self.threads = function, threads
+    def __init__(self, function: WorkerFunction, *, threads: int, failure: Path) -> None:
+        self.function, self.threads, self.failure = function, threads, failure
 
     def __call__(self, job: dict[str, Any]) -> None:
         import ray.train
         import torch
 
+        if self.failure.exists():
+            return  # started again after a failure that would only come again
         torch.set_num_threads(self.threads)
         folder = Path(job["folder"])
         rank = ray.train.get_context().get_world_rank()
@@ -141,10 +163,9 @@ class _Worker:
             self.function(job)
         except Exception as error:
             own = own_error(error)
-            if own is None:
-                raise
-            # a restart would meet the same end: leave the sentence and finish without retries
-            _write(folder / "failure.json", json.dumps({"sentence": str(own)}))
+            if own is not None:
+                _write(self.failure, json.dumps({"sentence": str(own)}))
+            raise  # ends the other ranks too, wherever they wait
 
 
 def request_stop(folder: Path) -> None:
