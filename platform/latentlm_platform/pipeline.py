@@ -6,10 +6,9 @@ true at every moment, and ends them as the run ended: FINISHED, FAILED or KILLED
 
 import contextlib
 import signal
-import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,9 +16,7 @@ from typing import Any, NoReturn
 from latentlm_platform import stages
 from latentlm_platform.artifacts import Artifact, read_artifact
 from latentlm_platform.cluster import connected
-from latentlm_platform.corpora.bad_records import BadRecords
-from latentlm_platform.corpora.named import ensure
-from latentlm_platform.corpora.splits import Splits, open_splits, survey
+from latentlm_platform.corpora.opening import fetch_corpora, open_corpora
 from latentlm_platform.errors import Stopped, UserError, own_error
 from latentlm_platform.evaluation.actor_pool import EvaluatorPool
 from latentlm_platform.evaluation.evaluator import cfg_scales
@@ -27,6 +24,7 @@ from latentlm_platform.experiment.files import experiment_key, resolved_yaml, so
 from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.planning.plan import untrainable
 from latentlm_platform.planning.resources import cluster_resources, cpu_problems
+from latentlm_platform.progress import say
 from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.tracking.client import Status as Ended
 from latentlm_platform.tracking.client import TrackedRun, Tracker, open_tracker
@@ -37,8 +35,6 @@ from latentlm_platform.training.export import check_initial_weights
 from latentlm_platform.training.worker_group import take_stop
 
 STAGES = ("codec", "latents", "model", "evaluation")
-HOPELESS = 0.5  # bad share of a sample at which nothing is begun; the exact count comes later
-SMALLEST_HELD_OUT = 4  # two halves with a covariance each
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -90,12 +86,15 @@ def _run_stages(request: Request, record: RunRecord, parent: TrackedRun) -> None
     experiment = request.experiment
     check_initial_weights(experiment)
     check_codec_files(experiment)
-    splits = open_corpus(experiment, parent)
-    pool = EvaluatorPool()
-    context = stages.StageContext(experiment, record.key, record.attempt, splits, parent, say, pool)
+    fetch_corpora(experiment, say)
     done = trained_artifacts(request.trained)
     # ray.init takes SIGTERM for itself: ours is set again after it
     with connected(experiment.cluster, verbose=request.verbose), terminable():
+        splits = open_corpora(experiment, parent)
+        pool = EvaluatorPool()
+        context = stages.StageContext(
+            experiment, record.key, record.attempt, splits, parent, say, pool
+        )
         for stage in STAGES[len(done) : STAGES.index(request.until) + 1]:
             say(f"{stage} …")
             record = record.changed(stage=stage)
@@ -221,46 +220,6 @@ def open_parent(tracker: Tracker, record: RunRecord, request: Request) -> Tracke
     return parent
 
 
-def open_corpus(experiment: Experiment, parent: TrackedRun) -> Splits:
-    """Fetch a named corpus where it is missing, index it, look at a sample of it."""
-    corpus = experiment.corpus
-    for source in filter(None, (corpus.source, corpus.held_out_source)):
-        ensure(source, progress=say)
-    splits = open_splits(corpus, seed=experiment.seed)
-    index = splits.train.index
-    seen, bad = survey(splits.train)
-    if len(bad) > max(HOPELESS, corpus.max_bad_fraction) * seen:
-        BadRecords(tuple(asdict(record) for record in bad)).log(parent)
-        raise UserError(
-            f"{len(bad)} of {seen} records sampled from {corpus.source} cannot be used (first:"
-            f" {bad[0].key}: {bad[0].reason}), far more than corpus.max_bad_fraction"
-            f" = {corpus.max_bad_fraction:g}; repair the corpus",
-            exit_code=1,
-        )
-    _require_held_out(experiment, splits)
-    parent.log_corpus(
-        corpus.source,
-        digest=index.digest,
-        source=index.source,
-        profile={
-            "records": index.record_count,
-            "classes": corpus.classes,
-            "held_out": sum(splits.held_out.chunk_sizes),
-        },
-    )
-    return splits
-
-
-def _require_held_out(experiment: Experiment, splits: Splits) -> None:
-    held_out = sum(splits.held_out.chunk_sizes)
-    wanted = max(SMALLEST_HELD_OUT, experiment.train.workers)
-    if held_out < wanted:
-        raise UserError(
-            f"{held_out} images of {experiment.corpus.source} are held out, fewer than {wanted}:"
-            " raise corpus.held_out_fraction or name corpus.held_out_source"
-        )
-
-
 @contextlib.contextmanager
 def ending(record: RunRecord, parent: TrackedRun, tracker: Tracker) -> Iterator[None]:
     """End the record and its MLflow run as the body ends."""
@@ -330,8 +289,3 @@ def run_report(record: RunRecord) -> dict[str, Any]:
         "links": record.links,
         "folder": str(record.folder),
     }
-
-
-def say(sentence: str) -> None:
-    """Tell the user, beside the progress bar."""
-    print(sentence, file=sys.stderr, flush=True)

@@ -62,3 +62,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def say(sentence: str) -> None:
+    """Tell the user, beside the progress bar."""
+    print(sentence, file=sys.stderr, flush=True)

@@ -201,7 +201,7 @@ def disk_bytes(experiment: Experiment, counted: Counts) -> dict[str, int]:
 
 def _latent_cache_bytes(experiment: Experiment) -> int:
     train, corpus, codec = experiment.train, experiment.corpus, _settings(experiment)[0]
-    if experiment.latents.mode != "cached":
+    if experiment.latents.mode == "streamed":
         return 0
     row, seen = row_of(experiment), train.steps * train.batch_size
     if isinstance(codec, VectorQuantizedSettings):

@@ -78,7 +78,7 @@ def demands(experiment: Experiment) -> list[Demand]:
     trial: dict[str, Any] = {}
     if sweep is not None:
         trial = {"trial_cpus": TRIAL_CPUS, "trials": sweep.max_concurrent}
-    encoders = latents.actors if latents.mode == "streamed" else 0  # for each worker
+    encoders = 0 if latents.mode == "cached" else latents.actors  # for each worker
     train_gpus = train.gpus_per_worker + encoders * latents.gpus_per_actor
     worker = "train.cpus_per_worker"
     return [
@@ -111,7 +111,7 @@ def demands(experiment: Experiment) -> list[Demand]:
             "evaluation",
             "evaluate.actors",
             experiment.evaluate.actors,
-            0.0 if sweep else 1.0,  # a sweep keeps them beside its trainings (evaluator_pool.py)
+            0.0 if sweep else 1.0,  # a sweep keeps them beside its trainings (actor_pool.py)
             train.gpus_per_worker,
             **trial,
         ),

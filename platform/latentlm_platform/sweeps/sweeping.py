@@ -11,6 +11,7 @@ from typing import Any
 from latentlm_platform.artifacts import Artifact
 from latentlm_platform.cluster import connected
 from latentlm_platform.corpora.bad_records import BadRecords
+from latentlm_platform.corpora.opening import fetch_corpora, open_corpora
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.files import experiment_key, load_experiment
 from latentlm_platform.experiment.points import Point, stage_of, sweep_points
@@ -20,7 +21,6 @@ from latentlm_platform.latents.cache import SUMMARY
 from latentlm_platform.pipeline import (
     Request,
     ending,
-    open_corpus,
     open_parent,
     open_record,
     terminable,
@@ -28,6 +28,7 @@ from latentlm_platform.pipeline import (
 )
 from latentlm_platform.planning.plan import untrainable
 from latentlm_platform.planning.resources import cluster_resources, cpu_problems
+from latentlm_platform.progress import say
 from latentlm_platform.runs import RunRecord, claimed, now_s, read_run, reap, this_process
 from latentlm_platform.sweeps.findings import Row, findings_report, read_findings, render_findings
 from latentlm_platform.sweeps.ledger import Line, ledger_of
@@ -70,7 +71,7 @@ def _drive(request: Request, record: RunRecord, *, retry_failed: bool) -> RunRec
         error="",
     )
     with ending(record, parent, tracker), parent.system_metrics(), terminable():
-        _prepare(likely, parent)
+        corpora = _prepare(likely)
         job = SweepJob(
             key=record.key,
             attempt=record.attempt,
@@ -82,6 +83,8 @@ def _drive(request: Request, record: RunRecord, *, retry_failed: bool) -> RunRec
         )
         try:
             with connected(experiment.cluster, verbose=request.verbose), terminable():
+                for one in corpora:  # before any trial does
+                    open_corpora(one, parent)
                 SearchedSweep(job, retry_failed=retry_failed).run()
         finally:
             kill_left(tracker, {"mlflow.parentRunId": parent.run_id})
@@ -130,16 +133,17 @@ def _refuse_training(experiment: Experiment, points: list[Point], trained: RunRe
             )
 
 
-def _prepare(points: list[Point], parent: TrackedRun) -> None:
-    """Look at every corpus and file of weights once, before any trial does."""
+def _prepare(points: list[Point]) -> list[Experiment]:
+    """Fetch every corpus and check every file of weights once; an experiment for each corpus."""
     by_corpus = {p.experiment.corpus.model_dump_json(): p.experiment for p in points}
     for one in by_corpus.values():
-        open_corpus(one, parent)
+        fetch_corpora(one, say)
     for one in {work_key(p.experiment, CODEC_SECTIONS): p.experiment for p in points}.values():
         check_codec_files(one)
     for point in points:
         if point.experiment.model.initial_weights is not None:
             check_initial_weights(point.experiment)
+    return list(by_corpus.values())
 
 
 def _conclude(record: RunRecord, experiment: Experiment, parent: TrackedRun) -> RunRecord:

@@ -10,7 +10,7 @@ from latentlm_platform.experiment.points import is_optuna
 from latentlm_platform.experiment.search import Between, Search, Sweep
 from latentlm_platform.experiment.trials import Trial
 from latentlm_platform.planning.resources import TRIAL_CPUS
-from latentlm_platform.progress import Bar
+from latentlm_platform.progress import Bar, say
 from latentlm_platform.runs import now_s
 from latentlm_platform.sweeps.ledger import Line
 from latentlm_platform.sweeps.trial import TRAINED_LOSS, SweepJob, run_trial
@@ -275,8 +275,6 @@ class Watch:
         return self.job.ledger.draws() if self.optuna else len(self.job.ledger.ends())
 
     def _say(self, sentence: str) -> None:
-        from latentlm_platform.pipeline import say
-
         say(f"  {sentence}")
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from latentlm_platform.corpora.bad_records import BadRecords
+from latentlm_platform.corpora.records import BadRecord
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Tracking
 from latentlm_platform.tracking.client import Tracker, open_tracker
@@ -102,9 +103,8 @@ def test_a_run_and_its_child_as_mlflow_holds_them(tracker: Tracker, tmp_path: Pa
 
 def test_bad_records_of_an_earlier_attempt_are_replaced(tracker: Tracker) -> None:
     run = tracker.start_run("repaired")
-    row = {"key": "a", "kind": "truncated_image", "reason": "half"}
-    summary = {"bad_records": [row, row | {"key": "b", "kind": "too_large"}]}
-    BadRecords.of(summary, summary).log(run)
+    bad = [BadRecord("a", "truncated_image", "half"), BadRecord("b", "too_large", "much")]
+    BadRecords.listed(bad, split="train").log(run)
     data = tracker.client.get_run(run.run_id).data
     assert data.metrics == {
         "bad_records": 2, "bad_records_truncated_image": 1, "bad_records_too_large": 1,
