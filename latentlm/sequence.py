@@ -50,7 +50,8 @@ class PackedBatch(NamedTuple):
 
     ids_BT int64: the word, or LATENT. latents_BTZ fp32: the latent, else 0. document_BT int64:
     the document's number in the batch, or PADDING. position_BT int64: the place within the
-    document. scored_BT bool: whether the element here is a target.
+    document. scored_BT bool: whether the element here is a target. source_BT int64: which of the
+    run's corpora the document is from.
     """
 
     ids_BT: Tensor
@@ -58,6 +59,7 @@ class PackedBatch(NamedTuple):
     document_BT: Tensor
     position_BT: Tensor
     scored_BT: Tensor
+    source_BT: Tensor
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The batch on a device."""
@@ -78,6 +80,7 @@ def class_conditional(latents_BNZ: Tensor, labels_B: Tensor) -> PackedBatch:
         rows[:, None].expand(batch, count + 1),
         columns.expand(batch, count + 1),
         (columns > 0).expand(batch, count + 1),
+        torch.zeros_like(ids_BT),
     )
 
 
@@ -124,7 +127,7 @@ def pack(documents: Sequence[Document], *, length: int, latent_width: int) -> Pa
                     ids[row, here] = LATENT
                     latents[row, here] = span.latents_NZ
                 start += len(span)
-    arrays = (ids, latents, document_of, position, scored)
+    arrays = (ids, latents, document_of, position, scored, np.zeros(shape, np.int64))
     return PackedBatch(*(torch.from_numpy(array) for array in arrays))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentlm.backbone import Backbone
 from latentlm.cross_entropy import SoftmaxHead
-from latentlm.models.loss_terms import BINS, LossTerms
+from latentlm.models.loss_terms import BINS, LossTerms, by_source
 from latentlm.models.targets import Targets
 from latentlm.randomness import RowNoise
 from latentlm.sequence import PackedBatch
@@ -61,11 +61,20 @@ class CodeLM(nn.Module):
         labels_B1D = self.class_embedding(ids_BT[:, :1])
         x_BTD = torch.cat((labels_B1D, self.code_embedding(ids_BT[:, 1:])), dim=1)
         hidden_PD = self.backbone(x_BTD).flatten(0, 1)
-        text = self.softmax_head(hidden_PD[targets.text_W], targets.text_ids_W)
-        none = text.new_zeros(())
-        empty = torch.zeros(BINS, device=text.device)
-        counts_3 = targets.counts_3(timesteps_per_token)
-        return LossTerms(torch.stack((none, text, none)), counts_3, empty, empty)
+        words = self.softmax_head(hidden_PD[targets.text_W], targets.text_ids_W)
+        none = words.total.new_zeros(())
+        empty = torch.zeros(BINS, device=none.device)
+        from_W, sources = targets.source_P[targets.text_W], targets.sources
+        text_S = by_source(words.each_M, from_W, sources=sources)
+        none_S = torch.zeros_like(text_S)
+        return LossTerms(
+            torch.stack((none, words.total, none, none)),
+            targets.counts_K(timesteps_per_token),
+            torch.stack((none_S, text_S, none_S, none_S)),
+            targets.source_counts_KS(timesteps_per_token),
+            empty,
+            empty,
+        )
 
     @staticmethod
     def sizes_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from latentlm.diffusion.head import (
 from latentlm.diffusion.process import DiffusionProcess
 from latentlm.diffusion.timesteps import draw_times
 from latentlm.layers import RMSNorm, SwiGLU
-from latentlm.models.loss_terms import LossTerms, loss_terms
+from latentlm.models.loss_terms import LossTerms, binned, by_source
 from latentlm.models.targets import Targets
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import PackedBatch
@@ -149,12 +149,16 @@ class DiT(nn.Module):
         difference_BMNZ = prediction.float().view_as(target_BMNZ) - target_BMNZ
         errors_BMN = difference_BMNZ.square().mean(dim=-1)
         total = errors_BMN.sum()
-        return loss_terms(
-            torch.stack((total, total.new_zeros(()), total.new_zeros(()))),
-            targets.counts_3(draws),
-            process=self.process,
-            times=times_BM1.expand_as(errors_BMN),
-            errors=errors_BMN.detach(),
+        none = total.new_zeros(3)
+        errors_L = errors_BMN.detach().sum(dim=1).flatten()
+        from_L, sources = targets.source_P[targets.latent_L], targets.sources
+        errors_S = by_source(errors_L, from_L, sources=sources)
+        return LossTerms(
+            torch.cat((total[None], none)),
+            targets.counts_K(draws),
+            torch.cat((errors_S[None], none[:, None].expand(3, sources))),
+            targets.source_counts_KS(draws),
+            *binned(times_BM1.expand_as(errors_BMN), errors_BMN.detach(), process=self.process),
         )
 
     def denoise(self, x_BNZ: Tensor, times_B: Tensor, *, labels_B: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from latentlm.cross_entropy import SoftmaxHead
 from latentlm.diffusion.head import DiffusionHead
 from latentlm.diffusion.process import DiffusionProcess
 from latentlm.diffusion.timesteps import draw_times
-from latentlm.models.loss_terms import LossTerms, loss_terms
+from latentlm.models.loss_terms import LossTerms, binned, by_source
 from latentlm.models.targets import Targets
 from latentlm.randomness import Draw, RowNoise
 from latentlm.sequence import LATENT, PackedBatch
@@ -81,17 +81,22 @@ class LatentLM(nn.Module):
         diffusion, times_LM, errors_LM = self._diffusion_loss(
             batch, targets, hidden_PD, noise=noise, draws=timesteps_per_token
         )
-        text = stop = diffusion.new_zeros(())
+        sums = [diffusion, *[diffusion.new_zeros(())] * 3]
+        each = [errors_LM.sum(dim=1), *[errors_LM.new_zeros(0)] * 3]
         if self.settings.vocabulary is not None:
-            text = self._word_loss(hidden_PD, targets.text_W, targets.text_ids_W)
+            sums[1], each[1] = self._word_loss(hidden_PD, targets.text_W, targets.text_ids_W)
+            marks = targets.structure_W, targets.structure_ids_W
+            sums[2], each[2] = self._word_loss(hidden_PD, *marks)
             if self.settings.stop == "continue":
-                stop = self._word_loss(hidden_PD, targets.stop_W, targets.stop_ids_W)
-        return loss_terms(
-            torch.stack((diffusion, text, stop)),
-            targets.counts_3(timesteps_per_token),
-            process=self.process,
-            times=times_LM,
-            errors=errors_LM,
+                sums[3], each[3] = self._word_loss(hidden_PD, targets.stop_W, targets.stop_ids_W)
+        parts = zip(each, targets.indices(), strict=True)
+        sources, source_P = targets.sources, targets.source_P
+        return LossTerms(
+            torch.stack(sums),
+            targets.counts_K(timesteps_per_token),
+            torch.stack([by_source(x, source_P[i], sources=sources) for x, i in parts]),
+            targets.source_counts_KS(timesteps_per_token),
+            *binned(times_LM, errors_LM, process=self.process),
         )
 
     def hidden(self, batch: PackedBatch, *, ids_BT: Tensor | None = None) -> Tensor:
@@ -145,11 +150,16 @@ class LatentLM(nn.Module):
             return errors_LM.sum() * 0.0, times_LM[:0], errors_LM.detach()[:0]
         return errors_LM.sum(), times_LM, errors_LM.detach()
 
-    def _word_loss(self, hidden_PD: Tensor, index_W: Tensor, ids_W: Tensor) -> Tensor:
+    def _word_loss(
+        self, hidden_PD: Tensor, index_W: Tensor, ids_W: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(sum, each one detached) of the cross-entropies; the head runs without words too."""
         if not len(index_W):
             first = torch.zeros(1, dtype=torch.int64, device=hidden_PD.device)
-            return self.softmax_head(hidden_PD[:1], first) * 0.0
-        return self.softmax_head(hidden_PD[index_W], ids_W)
+            losses = self.softmax_head(hidden_PD[:1], first)
+            return losses.total * 0.0, losses.each_M[:0]
+        losses = self.softmax_head(hidden_PD[index_W], ids_W)
+        return losses.total, losses.each_M
 
     @staticmethod
     def sizes_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -16,20 +16,40 @@ class Targets(NamedTuple):
 
     ids_BT: the batch's words after condition dropout. latent_L: states whose next element is a
     scored latent. text_W, text_ids_W: states whose next element is a scored word, and the word.
-    stop_W, stop_ids_W: with `stop: continue`, states at latents, and CONTINUE or EOD.
+    structure_W, structure_ids_W: the same for BOD, EOD and END, which are no words of a text.
+    stop_W, stop_ids_W: with `stop: continue`, states at latents, and CONTINUE or EOD. source_P: the
+    source that each state's document is from, of `sources`.
     """
 
     ids_BT: Tensor
     latent_L: Tensor
     text_W: Tensor
     text_ids_W: Tensor
+    structure_W: Tensor
+    structure_ids_W: Tensor
     stop_W: Tensor
     stop_ids_W: Tensor
+    source_P: Tensor
+    sources: int
 
-    def counts_3(self, timesteps_per_token: int) -> Tensor:
-        """fp64 (3,): terms of ℒ_Diff, ℒ_LM and the stop loss; the order of models.LOSSES."""
-        sizes = (len(self.latent_L) * timesteps_per_token, len(self.text_W), len(self.stop_W))
+    def counts_K(self, timesteps_per_token: int) -> Tensor:
+        """fp64 (K,): terms of each of models.LOSSES."""
+        draws = (timesteps_per_token, 1, 1, 1)
+        sizes = [len(index) * n for index, n in zip(self.indices(), draws, strict=True)]
         return torch.tensor(sizes, dtype=torch.float64, device=self.ids_BT.device)
+
+    def source_counts_KS(self, timesteps_per_token: int) -> Tensor:
+        """fp32 (K, S): the same by source."""
+        draws = (timesteps_per_token, 1, 1, 1)
+        counts = [
+            torch.bincount(self.source_P[index], minlength=self.sources) * n
+            for index, n in zip(self.indices(), draws, strict=True)
+        ]
+        return torch.stack(counts).float()
+
+    def indices(self) -> tuple[Tensor, ...]:
+        """The states that predict for each of models.LOSSES."""
+        return self.latent_L, self.text_W, self.structure_W, self.stop_W
 
 
 def find_targets(
@@ -38,8 +58,9 @@ def find_targets(
     *,
     noise: RowNoise,
     condition_dropout: float,
+    sources: int = 1,
 ) -> Targets:
-    """The targets of a batch; noise keyed by document.
+    """The targets of a batch from that many sources; noise keyed by document.
 
     condition_dropout is the share of documents that see no condition, for guidance: the label, or
     the words before the last latent, become the null label or PAD and are no targets themselves.
@@ -52,22 +73,30 @@ def find_targets(
     to_latent_BT, at_latent_BT = next_BT == LATENT, batch.ids_BT[:, :-1] == LATENT
     words_BT = predicted_BT & ~to_latent_BT
     nothing = torch.zeros(0, dtype=torch.int64, device=ids_BT.device)
-    stop_W, stop_ids_W = nothing, nothing
-    if settings.vocabulary is not None and settings.stop == "continue":
+    structure_W, stop_W, stop_ids_W = nothing, nothing, nothing
+    if settings.vocabulary is not None:
         special = special_ids(settings.vocabulary)
-        decisions_BT = predicted_BT & at_latent_BT & (to_latent_BT | (next_BT == special.eod))
-        words_BT = words_BT & ~decisions_BT
-        stop_W = _places(decisions_BT)
-        stop_ids_W = next_BT.flatten()[stop_W]
-        stop_ids_W = torch.where(stop_ids_W == LATENT, special.go_on, stop_ids_W)
+        if settings.stop == "continue":
+            decisions_BT = predicted_BT & at_latent_BT & (to_latent_BT | (next_BT == special.eod))
+            words_BT = words_BT & ~decisions_BT
+            stop_W = _places(decisions_BT)
+            stop_ids_W = next_BT.flatten()[stop_W]
+            stop_ids_W = torch.where(stop_ids_W == LATENT, special.go_on, stop_ids_W)
+        marks_BT = (next_BT == special.bod) | (next_BT == special.eod) | (next_BT == special.end)
+        structure_W = _places(words_BT & marks_BT)
+        words_BT = words_BT & ~marks_BT
     text_W = _places(words_BT)
     return Targets(
         ids_BT,
         _places(predicted_BT & to_latent_BT),
         text_W,
         next_BT.flatten()[text_W],
+        structure_W,
+        next_BT.flatten()[structure_W],
         stop_W,
         stop_ids_W,
+        batch.source_BT[:, :-1].flatten(),
+        sources,
     )
 
 

@@ -70,18 +70,18 @@ def test_loss_is_the_cross_entropy_written_out() -> None:
             logits = logits_after(model, label, codes[row, :place].tolist())
             total += float(F.cross_entropy(logits, codes[row, place]))
     terms = compute_loss(model)
-    assert terms.sums_3.tolist() == [0, pytest.approx(total, rel=1e-5), 0]
-    assert terms.counts_3.tolist() == [0, 30, 0]
+    assert terms.sums_K.tolist() == [0, pytest.approx(total, rel=1e-5), 0, 0]
+    assert terms.counts_K.tolist() == [0, 30, 0, 0]
     assert not terms.bin_counts_10.any()
 
 
 def test_batches_add_up_to_the_whole_and_so_do_gradients() -> None:
     model = make_model()
-    compute_loss(model, dropout=0.5).sums_3[1].backward()
+    compute_loss(model, dropout=0.5).sums_K[1].backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     for rows in (slice(0, 1), slice(1, 6)):
-        compute_loss(model, rows, dropout=0.5).sums_3[1].backward()
+        compute_loss(model, rows, dropout=0.5).sums_K[1].backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert gradient.abs().max() > 0
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
@@ -91,7 +91,7 @@ def test_label_dropout_of_one_hides_every_label_and_of_zero_none() -> None:
     model = make_model()
     for dropout, expected in ((1.0, [False] * 3 + [True]), (0.0, [True] * 3 + [False])):
         model.zero_grad()
-        compute_loss(model, dropout=dropout).sums_3[1].backward()
+        compute_loss(model, dropout=dropout).sums_K[1].backward()
         gradient = model.class_embedding.weight.grad
         assert gradient is not None
         assert (gradient.abs().sum(-1) > 0).tolist() == expected
@@ -105,7 +105,7 @@ def test_flops_agree_with_torchs_counter() -> None:
     targets = find_targets(batch, settings, noise=noise, condition_dropout=0.0)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         terms = model(batch, targets, noise=noise, timesteps_per_token=4)
-        terms.sums_3[1].backward()
+        terms.sums_K[1].backward()
     assert flops_per_item(settings, 4) == pytest.approx(counter.get_total_flops() / 2, rel=0.04)
 
 
@@ -190,9 +190,9 @@ def test_a_tiny_model_learns_the_codes_of_two_classes() -> None:
         targets = find_targets(batch, settings, noise=noise, condition_dropout=0.1)
         terms = model(batch, targets, noise=noise, timesteps_per_token=1)
         optimizer.zero_grad()
-        (terms.sums_3[1] / terms.counts_3[1]).backward()
+        (terms.sums_K[1] / terms.counts_K[1]).backward()
         optimizer.step()
-    mean = float(terms.sums_3[1].detach() / terms.counts_3[1])
+    mean = float(terms.sums_K[1].detach() / terms.counts_K[1])
     assert mean == pytest.approx(torch.tensor(2.0).log().item() / 3, abs=0.1)
     found = sample_latents(
         model,

@@ -23,12 +23,13 @@ def test_loss_and_gradients_are_torchs(chunk_rows: int, monkeypatch: pytest.Monk
     for chunked in (True, False):
         head = make_head()
         hidden = torch.randn(7, 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        loss = head(hidden, ids)
+        loss, each = head(hidden, ids)
         if not chunked:
+            each = F.cross_entropy(head(hidden), ids, reduction="none").detach()
             loss = F.cross_entropy(head(hidden), ids, reduction="sum")
         (2.5 * loss).backward()
         weights = [parameter.grad for parameter in head.parameters()]
-        found.append([loss.detach(), hidden.grad, *weights])
+        found.append([loss.detach(), each, hidden.grad, *weights])
     for ours, torchs in zip(*found, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
         assert torchs.abs().max() > 0
@@ -48,16 +49,16 @@ def test_no_logits_of_all_rows_exist_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
     head, hidden = make_head(), torch.randn(40, 16, requires_grad=True)
     with Watch():
-        head(hidden, torch.zeros(40, dtype=torch.int64)).backward()
+        head(hidden, torch.zeros(40, dtype=torch.int64)).total.backward()
     assert 0 < largest <= 100
 
 
 def test_autocast_multiplies_in_bf16_and_sums_in_fp32() -> None:
     head, hidden = make_head(), torch.randn(7, 16, requires_grad=True)
     ids = torch.arange(7)
-    exact = head(hidden, ids)
+    exact = head(hidden, ids).total
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = head(hidden, ids)
+        loss = head(hidden, ids).total
     assert loss.dtype == torch.float32
     loss.backward()
     assert loss.item() == pytest.approx(exact.item(), rel=0.01)

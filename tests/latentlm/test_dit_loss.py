@@ -84,8 +84,8 @@ def test_loss_is_the_sum_written_out_with_one_time_for_an_image(
                 sums[int(t // 100)] += error
                 counts[int(t // 100)] += 1
     terms = compute_loss(model)
-    assert terms.sums_3.tolist() == [pytest.approx(total, rel=1e-5), 0, 0]
-    assert terms.counts_3.tolist() == [6 * 4 * 3, 0, 0]
+    assert terms.sums_K.tolist() == [pytest.approx(total, rel=1e-5), 0, 0, 0]
+    assert terms.counts_K.tolist() == [6 * 4 * 3, 0, 0, 0]
     torch.testing.assert_close(terms.bin_sums_10, sums)
     torch.testing.assert_close(terms.bin_counts_10, counts)
 
@@ -93,12 +93,12 @@ def test_loss_is_the_sum_written_out_with_one_time_for_an_image(
 def test_batches_add_up_to_the_whole_and_so_do_gradients() -> None:
     model = make_model()
     whole = compute_loss(model)
-    whole.sums_3[0].backward()
+    whole.sums_K[0].backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     parts = [compute_loss(model, [4]), compute_loss(model, [0, 1, 2, 3, 5])]
     for part in parts:
-        part.sums_3[0].backward()
+        part.sums_K[0].backward()
     for name in LossTerms._fields:
         summed = sum(getattr(part, name) for part in parts)
         torch.testing.assert_close(summed, getattr(whole, name), rtol=1e-5, atol=1e-5)
@@ -111,11 +111,11 @@ def test_batches_add_up_to_the_whole_and_so_do_gradients() -> None:
 def test_the_mean_is_one_number_whatever_the_number_of_draws() -> None:
     model = make_model()
     many, one = compute_loss(model, draws=400), compute_loss(model, draws=1)
-    assert many.counts_3[0] == 400 * one.counts_3[0]
+    assert many.counts_K[0] == 400 * one.counts_K[0]
     more = compute_loss(model, draws=800)
-    means = [float(terms.sums_3[0] / terms.counts_3[0]) for terms in (many, more)]
+    means = [float(terms.sums_K[0] / terms.counts_K[0]) for terms in (many, more)]
     assert means[0] == pytest.approx(means[1], rel=0.05)
-    assert float(one.sums_3[0] / one.counts_3[0]) != pytest.approx(means[1], rel=1e-3)
+    assert float(one.sums_K[0] / one.counts_K[0]) != pytest.approx(means[1], rel=1e-3)
 
 
 def test_label_dropout_of_one_hides_every_label_and_of_zero_none() -> None:
@@ -125,7 +125,7 @@ def test_label_dropout_of_one_hides_every_label_and_of_zero_none() -> None:
         (0.0, [True, True, True, False]),
     ):
         model.zero_grad()
-        compute_loss(model, dropout=dropout).sums_3[0].backward()
+        compute_loss(model, dropout=dropout).sums_K[0].backward()
         gradient = model.class_embedding.weight.grad
         assert gradient is not None
         assert (gradient.abs().sum(-1) > 0).tolist() == expected
@@ -134,7 +134,7 @@ def test_label_dropout_of_one_hides_every_label_and_of_zero_none() -> None:
 def test_loss_starts_at_the_power_of_the_target() -> None:
     torch.manual_seed(0)
     terms = compute_loss(DiT(SMALL), draws=200)  # the output starts at 0, v has power 1
-    assert (terms.sums_3[0] / terms.counts_3[0]).item() == pytest.approx(1, rel=0.1)
+    assert (terms.sums_K[0] / terms.counts_K[0]).item() == pytest.approx(1, rel=0.1)
 
 
 def test_recomputed_activations_change_no_gradient() -> None:
@@ -142,7 +142,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
     for on in (False, True):
         model = make_model().train()
         model.recompute_activations(on)
-        compute_loss(model).sums_3[0].backward()
+        compute_loss(model).sums_K[0].backward()
         found.append([parameter.grad for parameter in model.parameters()])
     for plain, recomputed in zip(*found, strict=True):
         torch.testing.assert_close(plain, recomputed)
@@ -153,9 +153,9 @@ def test_autocast_keeps_the_loss_in_fp32_and_close() -> None:
     exact = compute_loss(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = compute_loss(model)
-    terms.sums_3[0].backward()
-    assert {terms.sums_3.dtype, terms.bin_sums_10.dtype} == {torch.float32}
-    assert terms.sums_3[0].item() == pytest.approx(exact.sums_3[0].item(), rel=0.02)
+    terms.sums_K[0].backward()
+    assert {terms.sums_K.dtype, terms.bin_sums_10.dtype} == {torch.float32}
+    assert terms.sums_K[0].item() == pytest.approx(exact.sums_K[0].item(), rel=0.02)
 
 
 def test_flops_of_an_item_are_those_of_all_its_times_by_torchs_counter() -> None:
@@ -165,7 +165,7 @@ def test_flops_of_an_item_are_those_of_all_its_times_by_torchs_counter() -> None
     targets = find_targets(batch, settings, noise=noise, condition_dropout=0.0)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         terms = model(batch, targets, noise=noise, timesteps_per_token=3)
-        terms.sums_3[0].backward()
+        terms.sums_K[0].backward()
     assert flops_per_item(settings, 3) == 3 * flops_per_image(settings)
     assert flops_per_item(settings, 3) == pytest.approx(counter.get_total_flops() / 2, rel=0.04)
 

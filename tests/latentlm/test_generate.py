@@ -168,7 +168,7 @@ def test_a_tiny_model_learns_two_classes() -> None:
         batch = class_conditional(latents, labels)
         targets = find_targets(batch, model.settings, noise=noise, condition_dropout=0.1)
         terms = model(batch, targets, noise=noise, timesteps_per_token=4)
-        loss = terms.sums_3[0] / terms.counts_3[0]
+        loss = terms.sums_K[0] / terms.counts_K[0]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

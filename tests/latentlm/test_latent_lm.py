@@ -120,8 +120,8 @@ def test_loss_is_the_sum_written_out(diffusion: DiffusionSettings) -> None:
                     sums[int(t // 100)] += error
                     counts[int(t // 100)] += 1
                 sequence.append(model.latent_projection(latents[row : row + 1, position]))
-    assert terms.sums_3[0].item() == pytest.approx(total, rel=1e-5)
-    assert terms.counts_3.tolist() == [6 * 5 * 3, 0, 0]
+    assert terms.sums_K[0].item() == pytest.approx(total, rel=1e-5)
+    assert terms.counts_K.tolist() == [6 * 5 * 3, 0, 0, 0]
     torch.testing.assert_close(terms.bin_sums_10, sums)
     torch.testing.assert_close(terms.bin_counts_10, counts)
 
@@ -129,12 +129,12 @@ def test_loss_is_the_sum_written_out(diffusion: DiffusionSettings) -> None:
 def test_batches_add_up_to_the_whole_and_so_do_gradients() -> None:
     model = make_model()
     whole = compute_loss(model)
-    whole.sums_3[0].backward()
+    whole.sums_K[0].backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     parts = [compute_loss(model, slice(0, 1)), compute_loss(model, slice(1, 6))]
     for part in parts:
-        part.sums_3[0].backward()
+        part.sums_K[0].backward()
     for name in LossTerms._fields:
         summed = sum(getattr(part, name) for part in parts)
         torch.testing.assert_close(summed, getattr(whole, name), rtol=1e-5, atol=1e-5)
@@ -157,11 +157,11 @@ def test_a_target_never_reaches_its_own_condition_or_an_earlier_one() -> None:
 
 def test_label_dropout_of_one_hides_every_label_and_of_zero_none() -> None:
     model = make_model()
-    compute_loss(model, dropout=1.0).sums_3[0].backward()
+    compute_loss(model, dropout=1.0).sums_K[0].backward()
     seen = model.class_embedding.weight.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
     assert seen.tolist() == [False, False, False, True]
     model.zero_grad()
-    compute_loss(model, dropout=0.0).sums_3[0].backward()
+    compute_loss(model, dropout=0.0).sums_K[0].backward()
     seen = model.class_embedding.weight.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
     assert seen.tolist() == [True, True, True, False]
 
@@ -169,7 +169,7 @@ def test_label_dropout_of_one_hides_every_label_and_of_zero_none() -> None:
 def test_loss_starts_at_the_power_of_the_target() -> None:
     torch.manual_seed(0)
     terms = compute_loss(LatentLM(SMALL), draws=200)  # the head starts at 0, v has power 1
-    assert (terms.sums_3[0] / terms.counts_3[0]).item() == pytest.approx(1, rel=0.1)
+    assert (terms.sums_K[0] / terms.counts_K[0]).item() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize("prediction", ["v", "epsilon", "x0"])
@@ -179,9 +179,9 @@ def test_autocast_keeps_the_loss_in_fp32_and_close(prediction: str) -> None:
     exact = compute_loss(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = compute_loss(model)
-    terms.sums_3[0].backward()
-    assert {terms.sums_3.dtype, terms.bin_sums_10.dtype} == {torch.float32}
-    assert terms.sums_3[0].item() == pytest.approx(exact.sums_3[0].item(), rel=0.02)
+    terms.sums_K[0].backward()
+    assert {terms.sums_K.dtype, terms.bin_sums_10.dtype} == {torch.float32}
+    assert terms.sums_K[0].item() == pytest.approx(exact.sums_K[0].item(), rel=0.02)
 
 
 def test_flops_agree_with_torchs_counter() -> None:
@@ -193,7 +193,7 @@ def test_flops_agree_with_torchs_counter() -> None:
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         terms = model(batch, targets, noise=noise, timesteps_per_token=4)
-        terms.sums_3[0].backward()
+        terms.sums_K[0].backward()
     # torch leaves out gradients by inputs that need none: the first product of three networks
     assert flops_per_item(settings, 4) == pytest.approx(counter.get_total_flops() / 2, rel=0.04)
 

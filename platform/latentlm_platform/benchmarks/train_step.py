@@ -76,7 +76,7 @@ def case(
         with autocast:
             targets = find_targets(batch, settings, noise=noise, condition_dropout=0.0)
             terms = model(batch, targets, noise=noise, timesteps_per_token=DRAWS)
-        means = terms.sums_3 / terms.counts_3.clamp(min=1)
+        means = terms.sums_K / terms.counts_K.clamp(min=1)
         return means.sum().float()
 
     def peer_loss(module: nn.Module = peer, given: "Draws | None" = None) -> Tensor:
