@@ -23,13 +23,7 @@ from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.corpora.splits import Splits, corpus_digests, preprocessing
 from latentlm_platform.evaluation.actor_pool import EvaluatorPool
 from latentlm_platform.evaluation.codec_scores import latent_health
-from latentlm_platform.evaluation.evaluator import (
-    Evaluation,
-    Evaluator,
-    cfg_scales,
-    grid_file,
-    trajectory_file,
-)
+from latentlm_platform.evaluation.evaluator import Evaluator
 from latentlm_platform.experiment.sections import Experiment, ImageCodec
 from latentlm_platform.latents.cache import LatentCache
 from latentlm_platform.latents.drawing import redrawn_codec
@@ -221,7 +215,7 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
 
 
 def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
-    """Generate at every CFG scale and score."""
+    """Do the tasks of the evaluation, at every CFG scale."""
     experiment = context.experiment
     sections = [experiment.sample.__dict__, experiment.evaluate.model_dump(mode="json")]
     sections[1].pop("actors")
@@ -238,25 +232,16 @@ def evaluate_model(context: StageContext, model: Artifact) -> Artifact:
             splits=context.splits,
             folder=artifact.folder,
         )
-        total = experiment.evaluate.images * len(cfg_scales(experiment))
-        with Bar("evaluation", total=total, unit="image") as bar:
-            result = evaluator.run(context.evaluators, on_progress=lambda done, _: bar.reach(done))
+        with Bar("evaluation", total=evaluator.items, unit="image") as bar:
+            result = evaluator.run(context.evaluators, on_progress=bar.reach)
         artifact = replace(
             artifact,
             metrics=result.metrics_at(float(experiment.sample.cfg_scale)),
-            facts=_facts(result),
+            facts=result.facts(),
             seconds=time.monotonic() - started,
         )
         artifact.save()
         return artifact
-
-
-def _facts(result: Evaluation) -> dict[str, Any]:
-    """By CFG scale, what MLflow is told of an evaluation, also when it is used again."""
-    return {
-        "by_cfg_scale": {f"{s.cfg_scale:g}": result.shared | s.metrics for s in result.scales},
-        "exposure_rows": {f"{s.cfg_scale:g}": s.exposure_rows for s in result.scales},
-    }
 
 
 def log_evaluation(context: StageContext, artifact: Artifact, *, key: str = "") -> str:
@@ -277,14 +262,13 @@ def log_evaluation(context: StageContext, artifact: Artifact, *, key: str = "") 
             }
         )
         run.log_metrics(artifact.facts["by_cfg_scale"][scale] | _size(context.experiment))
-        if rows := artifact.facts["exposure_rows"][scale]:
-            run.log_table(rows, "exposure_bias.json")
-        grid = grid_file(artifact.folder, sampler.cfg_scale)
-        run.log_picture(read_png(grid.read_bytes()), "samples", 0)
-        trajectory = trajectory_file(artifact.folder, sampler.cfg_scale)
-        if trajectory.exists():
-            run.log_picture(read_png(trajectory.read_bytes()), "trajectory", 0)
-        run.log_file(artifact.folder / "samples.csv")
+        shown = artifact.facts["shown"][scale]
+        for name, rows in shown["tables"].items():
+            run.log_table(rows, name)
+        for name, file in shown["pictures"].items():
+            run.log_picture(read_png((artifact.folder / file).read_bytes()), name, 0)
+        for file in artifact.facts["files"]:
+            run.log_file(artifact.folder / file)
         return run.run_id
 
 

@@ -1,8 +1,11 @@
 """Evaluator actors that the evaluations of one process use one after another."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from latentlm_platform.corpora.splits import Split
 from latentlm_platform.evaluation.actor import EvaluatorActor
+from latentlm_platform.evaluation.held_out import Piece, deal
 from latentlm_platform.experiment.sections import Experiment
 
 
@@ -44,3 +47,33 @@ class EvaluatorPool:
         for actor in self._actors:
             ray.kill(actor)
         self._actors, self._fitting = [], ()
+
+
+def on_actors(
+    actors: Sequence[Any], function: Callable[..., Any], jobs: Sequence[Mapping[str, Any]]
+) -> Iterator[Any]:
+    """`function(actor, **job)` for each job, on whichever actor is free; answers in order."""
+    from ray.util import ActorPool
+
+    answers: Iterator[Any] = ActorPool(list(actors)).map(
+        lambda actor, job: actor.perform.remote(function, **job), list(jobs)
+    )
+    return answers
+
+
+def on_held_out(
+    actors: Sequence[Any],
+    function: Callable[..., Any],
+    split: Split,
+    pieces: Sequence[Piece],
+    **given: Any,
+) -> list[Any]:
+    """`function(actor, split=…, pieces=…, **given)` for an equal part of the rows on each actor.
+
+    What is sent is which rows: each actor reads its own chunks.
+    """
+    import ray
+
+    shared = ray.put(split)
+    jobs = [{"split": shared, "pieces": part, **given} for part in deal(pieces, len(actors))]
+    return list(on_actors(actors, function, jobs))

@@ -3,34 +3,37 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentlm.codec.image_vit import ImageViTCodec
 from latentlm.codec.sigma import LatentMoments
 from latentlm.codec.vector_quantized import VectorQuantizedCodec, codebook_use, count_codes
+from latentlm.load import load_codec
 from latentlm.media import encode_png, tile_images
 from latentlm.metrics.reconstruction import psnr, ssim
 from latentlm.metrics.variance_collapse import channel_variance
 from latentlm.signals import pixels_to_signal, signal_to_pixels
-from latentlm_platform.corpora.class_images import Decoded
 from latentlm_platform.corpora.splits import Split
-from latentlm_platform.errors import UserError
+from latentlm_platform.evaluation.held_out import read_images
+from latentlm_platform.hardware import pick_device
 
 SCORED_IMAGES = 512
 SHOWN_IMAGES = 10
 BATCH = 64
-SPREAD_CHUNKS = 16
 INJECTED_SIGMAS = (0.0, 0.25, 0.5, 1.0, 2.0)
 COLLAPSED_STD = 0.1  # of μ over the corpus; a channel below it hardly says anything
 
 
-@torch.no_grad()
-def score_codec(
-    codec: ImageViTCodec | VectorQuantizedCodec, held_out: Split, *, folder: Path
-) -> None:
-    """Write `scores.json` (flat metrics), `reconstructions.png` and what the codec's kind has."""
+def score_codec(codec_folder: Path, held_out: Split, *, folder: Path) -> None:
+    """Score the codec saved in `codec_folder` with one thread, on this process's device.
+
+    Writes into `folder` `scores.json` (flat metrics), `reconstructions.png`, and what the codec's
+    kind has. Images are decoded here: it runs as a Ray task.
+    """
+    torch.set_num_threads(1)
+    codec = load_codec(codec_folder).to(pick_device())
+    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(codec, VectorQuantizedCodec):
         score_codes(codec, held_out, folder=folder)
     else:
@@ -40,7 +43,7 @@ def score_codec(
 @torch.no_grad()
 def score_codes(codec: VectorQuantizedCodec, held_out: Split, *, folder: Path) -> None:
     """Reconstruction from codes, and how much of the codebook is used, as `codebook_USE`."""
-    images = read_held_out(held_out, SCORED_IMAGES)
+    images = read_images(held_out, SCORED_IMAGES).pixels
     device = next(codec.parameters()).device
     scores: dict[str, list[Tensor]] = {"reconstruction_psnr": [], "reconstruction_ssim": []}
     counts_V = torch.zeros(codec.codebook_size, dtype=torch.int64)
@@ -67,7 +70,7 @@ def score_latents(codec: ImageViTCodec, held_out: Split, *, folder: Path) -> Non
     model can generate; reconstruction_psnr_sigma_S decode means with noise of deviation S added,
     the robustness that Figure 3 is about.
     """
-    images = read_held_out(held_out, SCORED_IMAGES)
+    images = read_images(held_out, SCORED_IMAGES).pixels
     device = next(codec.parameters()).device
     moments = LatentMoments.of_width(codec.latent_width)
     scores: dict[str, list[Tensor]] = {}
@@ -121,24 +124,3 @@ def latent_health(
         "collapsed_channels": float(len(moments.collapsed_channels(COLLAPSED_STD))),
         **channel_variance(moments, variance=variance).metrics(),
     } | {f"latent_mu_std_channel_{i}": float(std) for i, std in enumerate(channels)}
-
-
-def read_held_out(split: Split, count: int) -> np.ndarray:
-    """The pixels of up to `count` held-out images: uint8 [n, Y, X, C]."""
-    return read_labelled(split, count)[0]
-
-
-def read_labelled(split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels uint8 [n, Y, X, C], labels int64 [n]) of up to `count` images, always the same ones.
-
-    They come from chunks all over the split, shuffled, since a corpus may be sorted by class.
-    """
-    generator = np.random.default_rng([split.seed, 3])
-    chunks = [c for c in generator.permutation(len(split.chunk_sizes)) if split.chunk_sizes[c]]
-    chunks = chunks[: max(SPREAD_CHUNKS, -(-count // min(split.chunk_sizes[c] for c in chunks)))]
-    signals = [s for chunk in chunks for s in split.decode_chunk(int(chunk))]
-    images = [s for s in signals if isinstance(s, Decoded)]
-    images = [images[i] for i in generator.permutation(len(images))[:count]]
-    if not images:
-        raise UserError(f"no held-out image of {split.index.source} can be read", exit_code=1)
-    return np.stack([i.pixels for i in images]), np.array([i.label for i in images], np.int64)

@@ -6,7 +6,7 @@ then where it runs (cluster, tracking). Every field has its unit in its name or 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from pydantic import Field, Tag
 
@@ -273,9 +273,15 @@ class Train(Section):
             )
 
 
-class Evaluate(Section):
-    """Generated images against held-out ones."""
+TaskName = Literal["generation", "reconstruction", "exposure"]
 
+
+class Evaluate(Section):
+    """What is measured of a trained model, on held-out items."""
+
+    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] = Field(
+        get_args(TaskName), description="What is measured; each name once, in any order."
+    )
     images: Annotated[int, Field(ge=2)] = Field(
         1000, description="Images generated for each CFG scale."
     )
@@ -293,6 +299,9 @@ class Evaluate(Section):
     )
 
     def problems(self) -> Iterator[Problem]:
+        for place, name in enumerate(self.tasks):
+            if name in self.tasks[:place]:
+                yield f"tasks.{place}", f"{name} is already listed; remove one of the two"
         if 0 < self.exposure_bias_images < 16:
             yield (
                 "exposure_bias_images",

@@ -15,7 +15,8 @@ from latentlm.settings import SamplerSettings
 from latentlm_platform.corpora.splits import open_splits
 from latentlm_platform.evaluation.actor import EvaluatorActor
 from latentlm_platform.evaluation.codec_scores import score_codec
-from latentlm_platform.evaluation.exposure import score_exposure
+from latentlm_platform.evaluation.exposure import Exposure, expose_images, merged
+from latentlm_platform.evaluation.held_out import Images
 from latentlm_platform.experiment.sections import Evaluate
 from making_corpora import corpus, write_class_folders
 from making_exports import make_export
@@ -38,23 +39,17 @@ def actor(export: Path) -> EvaluatorActor:
 def exposed(actor: EvaluatorActor, rows: slice) -> dict[float, Any]:
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (48, 8, 8, 1), dtype=np.uint8)
-    return actor.expose(
-        pixels=pixels[rows],
-        labels=(np.arange(48) % 3)[rows],
-        ids=np.arange(48)[rows],
-        cfg_scales=SCALES,
-        sampler=SamplerSettings(steps=3),
-        seed=0,
-    )
+    ids = np.arange(48)
+    images = Images(pixels[rows], (ids % 3)[rows], ids[rows])
+    return expose_images(actor, images, cfg_scales=SCALES, sampler=SamplerSettings(steps=3), seed=0)
 
 
 def test_batches_of_images_merge_to_the_exposure_of_all(actor: EvaluatorActor) -> None:
-    whole, merged = exposed(actor, slice(None)), exposed(actor, slice(0, 20))
-    for scale, moments in exposed(actor, slice(20, None)).items():
-        merged[scale].merge(moments)
-    assert set(whole) == set(SCALES)
+    whole = exposed(actor, slice(None))
+    parts = merged([exposed(actor, slice(0, 20)), exposed(actor, slice(20, None))])
+    assert set(whole) == set(parts) == set(SCALES)
     for scale in SCALES:
-        assert merged[scale].metrics() == pytest.approx(whole[scale].metrics(), rel=1e-3)
+        assert parts[scale].metrics() == pytest.approx(whole[scale].metrics(), rel=1e-3)
         assert whole[scale].metrics()["exposure_bias_images"] == 48
         assert len(whole[scale].rows()) == 4
     different = whole[2.0].metrics()["exposure_bias"] / whole[1.0].metrics()["exposure_bias"]
@@ -85,20 +80,18 @@ def test_too_few_images_are_refused_where_they_are_set(images: int) -> None:
 
 
 def test_no_images_or_no_next_token_model_measure_nothing() -> None:
-    for images, kind in ((0, "latent_lm"), (16, "dit")):
+    wanted = ((0, "latent_lm", False), (16, "dit", False), (16, "latent_lm", True))
+    for images, kind, there_is in wanted:
         evaluate = SimpleNamespace(exposure_bias_images=images)
         experiment: Any = SimpleNamespace(evaluate=evaluate, model=SimpleNamespace(kind=kind))
-        nothing: Any = None
-        found = score_exposure(experiment, actors=[], held_out=nothing, cfg_scales=SCALES)
-        assert found == {}
+        assert Exposure().applies(experiment) == there_is
 
 
 def test_a_codec_is_scored_with_a_table_of_its_channels(export: Path, tmp_path: Path) -> None:
     source = write_class_folders(tmp_path / "corpus", classes=3, images_a_class=8, size=8)
     settings = corpus(source=str(source), channels=1, held_out_fraction=0.5, layout="folder")
     held_out = open_splits(settings, seed=0).held_out
-    codec: Any = load(export).codec
-    score_codec(codec, held_out, folder=tmp_path)
+    score_codec(export, held_out, folder=tmp_path)
     scores = json.loads((tmp_path / "scores.json").read_text())
     channels = json.loads((tmp_path / "variance.json").read_text())
     assert [row["channel"] for row in channels] == [0, 1, 2, 3]

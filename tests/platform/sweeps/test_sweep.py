@@ -11,7 +11,7 @@ import pytest
 
 from latentlm_platform import cli
 from latentlm_platform.errors import UserError
-from latentlm_platform.evaluation.evaluator import streams
+from latentlm_platform.evaluation.generation import streams
 from latentlm_platform.experiment.files import experiment_key, load_experiment
 from latentlm_platform.experiment.points import drawn_points, reported_metrics, sweep_points
 from latentlm_platform.experiment.sections import Experiment
