@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,29 +14,11 @@ import pytest
 from latentlm_platform.corpora.bad_records import BadRecords
 from latentlm_platform.corpora.records import BadRecord
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment.sections import Tracking
-from latentlm_platform.tracking.client import Tracker, open_tracker
+from latentlm_platform.tracking.client import Tracker
 from latentlm_platform.tracking.journal import Journal
 from latentlm_platform.tracking.outbox import Outbox
 from latentlm_platform.tracking.protocol import flatten
-from latentlm_platform.tracking.reaper import delete_left, kill_orphans
 from latentlm_platform.tracking.uploading import JournalUploader
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose database exists: making the tables takes seconds, so once is enough."""
-    home = tmp_path_factory.mktemp("home with space")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LATENTLM_HOME", str(home))
-        open_tracker(Tracking())
-    return home
-
-
-@pytest.fixture
-def tracker(store: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
-    monkeypatch.setenv("LATENTLM_HOME", str(store))
-    return open_tracker(Tracking())
 
 
 class Flaky:
@@ -125,16 +105,6 @@ def test_a_reopened_run_goes_on_under_its_id(tracker: Tracker) -> None:
     assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
     with pytest.raises(UserError, match="MLflow"):
         tracker.reopen("0" * 32)
-
-
-def test_orphans_and_their_children_are_killed_and_others_left(tracker: Tracker) -> None:
-    dead, done, alive = (tracker.start_run(name) for name in ("dead", "done", "alive"))
-    child = tracker.start_run("child", parent=dead)
-    done.finish("FINISHED")
-    killed = kill_orphans(None, [dead.run_id, done.run_id, "0" * 32])
-    assert sorted(killed) == sorted([dead.run_id, child.run_id])
-    status = {r: tracker.client.get_run(r.run_id).info.status for r in (dead, child, done, alive)}
-    assert list(status.values()) == ["KILLED", "KILLED", "FINISHED", "RUNNING"]
 
 
 def test_calls_wait_in_order_for_the_store_to_come_back() -> None:
@@ -230,59 +200,8 @@ def test_system_metrics_are_taken(tracker: Tracker, monkeypatch: pytest.MonkeyPa
     assert found["system/system_memory_usage_megabytes"] > 0
 
 
-def test_a_store_that_cannot_serve_is_one_sentence_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 does not answer"):
-        open_tracker(Tracking(uri="http://127.0.0.1:9"))
-    with pytest.raises(UserError, match=r"MLflow at .* failed"):
-        open_tracker(Tracking(uri=str(tmp_path / "mlruns")))
-
-
-def test_a_deleted_experiment_is_one_sentence(tracker: Tracker) -> None:
-    gone = open_tracker(Tracking(experiment="gone"))
-    gone.client.delete_experiment(gone.experiment_id)
-    with pytest.raises(UserError, match="was deleted"):
-        open_tracker(Tracking(experiment="gone"))
-
-
-def test_two_processes_may_both_be_first(tmp_path: Path) -> None:
-    code = (
-        "from latentlm_platform.experiment.sections import Tracking\n"
-        "from latentlm_platform.tracking.client import open_tracker\n"
-        "print(open_tracker(Tracking()).experiment_id)\n"
-    )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env={"LATENTLM_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    answers = {process.communicate(timeout=120)[0].strip() for process in started}
-    assert answers == {"1"}
-
-
 def test_flatten() -> None:
     nested = {"a": {"b": {"c": [1, 2]}, "d": None}, "e": "text", "f": True, "g": {}}
     flat = flatten(nested)
     assert flat == {"a.b.c": "[1, 2]", "a.d": "null", "e": "text", "f": "true", "g": "{}"}
     assert json.loads(flat["a.b.c"]) == [1, 2]
-
-
-def test_what_a_dead_try_wrote_is_deleted_before_it_is_written_again(tracker: Tracker) -> None:
-    parent = tracker.start_run("sweep")
-    tags = {"latentlm.trial": "t", "latentlm.kind": "evaluation"}
-    runs = {
-        name: tracker.start_run(name, parent=parent, tags=tags | own)
-        for name, own in {
-            "again": {"latentlm.key": "a"},
-            "another point": {"latentlm.key": "b"},
-            "another trial": {"latentlm.key": "a", "latentlm.trial": "u"},
-        }.items()
-    }
-    runs["again"].finish("FINISHED")
-    delete_left(tracker, tags, keys={"a"})
-    assert tracker.close() is None
-    stages = {n: tracker.client.get_run(r.run_id).info.lifecycle_stage for n, r in runs.items()}
-    assert stages == {"again": "deleted", "another point": "active", "another trial": "active"}
