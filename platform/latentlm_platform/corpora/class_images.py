@@ -1,19 +1,16 @@
-"""Class-image corpora: folder trees, Parquet and WebDataset tars, as chunks of records.
+"""A corpus's index: how its records are found in folder trees, Parquet files and WebDataset tars.
 
-`open_corpus` lists the files once and indexes where every record lies; a worker then reads one
+`open_corpus` lists the files and indexes where every record lies, once; a worker then reads one
 chunk at a time, opening each of its files once. A record that cannot be read is a record with a
 problem: a chunk always holds as many records as the index says.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from hashlib import sha256
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
+import pyarrow.compute as pc
 
 from latentlm_platform.corpora import (
     byte_ranges,
@@ -23,23 +20,28 @@ from latentlm_platform.corpora import (
     tar_shards,
 )
 from latentlm_platform.corpora.chunk_index import (
+    Int32s,
+    Int64s,
     Naming,
     StoredIndex,
     group_records,
-    index_path,
+    index_folder,
     load_index,
+    map_array,
     read_entries,
     write_index,
 )
-from latentlm_platform.corpora.locating import Listing, list_files, locate
-from latentlm_platform.corpora.parquet_footers import Columns
-from latentlm_platform.corpora.records import (
+from latentlm_platform.corpora.locating import Listing, Meter, list_files, locate
+from latentlm_platform.corpora.records import (  # noqa: F401
     Assembly,
+    BadRecord,
+    Decoded,
     Labels,
     PartSource,
     Record,
     class_image_parts,
 )
+from latentlm_platform.corpora.spreading import spread
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Corpus
 
@@ -49,65 +51,76 @@ SUFFIXES: dict[str, Layout] = {".parquet": "parquet", ".tar": "webdataset"}
 
 @dataclass(frozen=True, eq=False)
 class CorpusIndex:
-    """A corpus's chunks. Small: it says where the chunk table lies, so it can go to every task."""
+    """A corpus's chunks. Small: it says where the index lies, so it can go to every task."""
 
     source: str
     layout: Layout
-    digest: str  # sha256 of layout, columns, and each file's path, size and modification time
-    chunk_sizes: np.ndarray[Any, np.dtype[np.int64]]
+    digest: str  # sha256 of layout, parts, and each file's path, size and modification time
+    folder: Path
+    record_count: int  # of all chunks, the bad ones too
     class_names: tuple[str, ...]
     labels_by_name: bool
-    columns: Columns
     parts: tuple[PartSource, ...]
-    table: Path
 
     @property
-    def record_count(self) -> int:
-        """Records of all chunks, the bad ones too."""
-        return int(self.chunk_sizes.sum())
+    def chunk_sizes(self) -> Int64s:
+        """Records of each chunk, by memory map."""
+        return map_array(self.folder / "chunk_sizes.npy")
 
-    def read_chunk(self, chunk: int) -> Iterator[Record]:
-        """The `chunk_sizes[chunk]` records of a chunk, always in the same order."""
-        entries, location = read_entries(self.table, chunk), locate(self.source)
-        assembly = Assembly(self.parts, Labels(self.class_names, self.labels_by_name))
-        if self.layout == "parquet":
-            return parquet_rows.read_records(entries, location, assembly, columns=self.columns)
-        return byte_ranges.read_records(entries, location, assembly)
+    @property
+    def labels(self) -> Int32s:
+        """The class of each record of the corpus, −1 where it has none; by memory map."""
+        return map_array(self.folder / "labels.npy")
+
+    def read_chunk(
+        self, chunk: int, rows: Int64s | None = None, meter: Meter | None = None
+    ) -> Iterator[Record]:
+        """The `chunk_sizes[chunk]` records of a chunk, or those in `rows` (sorted), in order.
+
+        Only the bytes of those rows are read where the layout allows it; `meter` counts them.
+        """
+        labels = Labels.of(self.class_names, classes=0, by_name=self.labels_by_name)
+        assembly = Assembly(self.parts, labels)
+        if self.layout != "parquet":
+            entries = read_entries(self.folder, chunk, rows)
+            return byte_ranges.read_records(entries, locate(self.source), assembly, meter=meter)
+        (entry,) = read_entries(self.folder, chunk)
+        return parquet_rows.read_records(
+            entry, self.source, assembly, digest=self.digest, rows=rows, meter=meter
+        )
 
 
-def open_corpus(source: str, *, corpus: Corpus) -> CorpusIndex:
+def open_corpus(
+    source: str, *, corpus: Corpus, parts: tuple[PartSource, ...] | None = None
+) -> CorpusIndex:
     """Index a folder, file, pattern (`data/train-*.parquet`) or URI; UserError if it cannot be.
 
-    The index is written once and found again as long as no file changes.
+    The index is written once and found again as long as no file changes. `parts` are what its
+    records are made of: by default those of class images.
     """
+    parts = class_image_parts(corpus) if parts is None else parts
     listing = list_files(source)
     layout = _guess_layout(listing, source) if corpus.layout == "auto" else corpus.layout
     listing = _select(listing, layout, source)
-    digest = _digest(listing, layout, corpus)
-    path = index_path(digest, chunk_records=corpus.chunk_records)
-    stored = load_index(path) or _write(path, listing, layout, source=source, corpus=corpus)
-    _check_classes(stored.naming, source, layout, classes=corpus.classes)
+    digest = listing.digest(layout, parts)
+    folder = index_folder(digest, chunk_records=corpus.chunk_records)
+    stored = load_index(folder) or _write(folder, listing, layout, source, corpus, parts)
+    if any(part.kind == "label" for part in parts):
+        _check_classes(stored.naming, source, layout, classes=corpus.classes)
+    names = stored.naming.class_names or tuple(map(str, range(corpus.classes)))
     return CorpusIndex(
-        source=source,
-        layout=layout,
-        digest=digest,
-        chunk_sizes=stored.chunk_sizes,
-        class_names=stored.naming.class_names or tuple(map(str, range(corpus.classes))),
-        labels_by_name=stored.naming.by_name,
-        columns=Columns(corpus.image_column, corpus.label_column),
-        parts=class_image_parts(corpus),
-        table=stored.path,
+        source, layout, digest, folder, stored.records, names, stored.naming.by_name, parts
     )
 
 
 def _guess_layout(listing: Listing, source: str) -> Layout:
-    suffixes = Counter(PurePosixPath(file.path).suffix.lower() for file in listing.files)
+    paths = listing.files["path"]
+    named = paths.filter(pc.match_substring_regex(paths, r"\.[^./]*$"))
+    endings = pc.replace_substring_regex(named, r"^.*(\.[^./]*)$", r"\1")
+    suffixes = {ending.lower() for ending in pc.unique(endings).to_pylist()}
     tables: set[Layout] = {SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES}
     packed = sorted(suffix for suffix in suffixes if suffix in (".tgz", ".gz", ".zst", ".zip"))
-    images = any(
-        PurePosixPath(file.path).suffix and class_folders.looks_like_image(file.path)
-        for file in listing.files
-    )
+    images = class_folders.hold_images(paths)
     if len(tables) + images > 1:
         found = ", ".join(sorted([*tables, *(["image files"] if images else [])]))
         raise UserError(
@@ -128,13 +141,10 @@ def _select(listing: Listing, layout: Layout, source: str) -> Listing:
     """Of tables and tars only the files with their extension; of folders everything."""
     if layout == "folder":
         return listing
-    files = [
-        file
-        for file in listing.files
-        if SUFFIXES.get(PurePosixPath(file.path).suffix.lower()) == layout
-    ]
-    if not files:
-        suffix = next(suffix for suffix, name in SUFFIXES.items() if name == layout)
+    suffix = next(suffix for suffix, name in SUFFIXES.items() if name == layout)
+    fits = pc.ends_with(pc.utf8_lower(listing.files["path"]), suffix)
+    files = listing.files.filter(fits)
+    if not len(files):
         raise UserError(
             f"{source!r} holds no {suffix} files, which corpus.layout {layout} expects;"
             " set corpus.layout: auto or another source"
@@ -142,32 +152,28 @@ def _select(listing: Listing, layout: Layout, source: str) -> Listing:
     return listing._replace(files=files)
 
 
-def _digest(listing: Listing, layout: Layout, corpus: Corpus) -> str:
-    columns = () if layout == "folder" else (corpus.image_column, corpus.label_column)
-    state = sha256(repr((layout, *columns, *sorted(listing.folders))).encode())
-    for file in listing.files:
-        state.update(repr(tuple(file)).encode())
-    return state.hexdigest()
-
-
 def _write(
-    path: Path, listing: Listing, layout: Layout, *, source: str, corpus: Corpus
+    folder: Path,
+    listing: Listing,
+    layout: Layout,
+    source: str,
+    corpus: Corpus,
+    parts: tuple[PartSource, ...],
 ) -> StoredIndex:
-    size = corpus.chunk_records
+    size, classes = corpus.chunk_records, corpus.classes
     if layout == "folder":
-        names = class_folders.name_classes(listing.files, listing.folders, source=source)
-        chunks = group_records(class_folders.list_entries(listing.files), size)
-        return write_index(path, chunks, lambda: Naming(names, by_name=True))
+        names = class_folders.name_classes(listing.files["path"], listing.folders, source=source)
+        chunks = group_records([class_folders.list_entries(listing.files)], size)
+        return write_index(folder, chunks, lambda _: Naming(names, by_name=True), classes=classes)
+    files = listing.stored_files()
     if layout == "webdataset":
-        survey = tar_shards.TarSurvey(listing.location, corpus)
-        chunks = group_records(survey.list_entries(listing.files), size)
-        return write_index(path, chunks, survey.naming)
-    tables = parquet_footers.survey_files(listing, corpus=corpus)
-    chunks = parquet_footers.list_chunks(tables, chunk_records=size)
-    name = partial(
-        parquet_footers.name_classes, tables, listing.location, label_column=corpus.label_column
-    )
-    return write_index(path, chunks, name)
+        work = tar_shards.group_tars(source, files, parts)
+        chunks = group_records(spread(tar_shards.list_entries, work), size)
+        return write_index(folder, chunks, tar_shards.name_classes, classes=classes)
+    tables = [parquet_footers.Table(source, file.path, parts) for file in files]
+    found = spread(parquet_footers.survey_file, tables)
+    survey = parquet_footers.TableSurvey(found, chunk_records=size)
+    return write_index(folder, survey.list_chunks(), survey.name_classes, classes=classes)
 
 
 def _check_classes(naming: Naming, source: str, layout: Layout, *, classes: int) -> None:

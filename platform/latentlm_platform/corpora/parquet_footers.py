@@ -1,7 +1,7 @@
-"""What Parquet files of images hold, read from their footers: columns, row groups, class names.
+"""What Parquet files hold, read from their footers: columns, row groups, class names and labels.
 
-The image column holds bytes (or {bytes, path}, as Hugging Face's datasets writes it), the label
-column numbers or names. A file whose footer is broken is one bad record.
+An image column holds bytes (or {bytes, path}, as Hugging Face's datasets writes it), a label column
+numbers or names, a text column text. A file whose footer is broken is one bad record.
 """
 
 import base64
@@ -9,96 +9,156 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentlm_platform.corpora.chunk_index import Chunk, Entry, Naming
-from latentlm_platform.corpora.locating import Listing, Location, is_lost
+from latentlm_platform.corpora.chunk_index import ChunkRows, Entry, Naming, entry_table
+from latentlm_platform.corpora.locating import Location, is_lost, locate
+from latentlm_platform.corpora.records import PartSource
 from latentlm_platform.errors import UserError
-from latentlm_platform.experiment.sections import Corpus
 
-READERS = 8
 MAGIC = b"PAR1"
 MAX_FOOTER_BYTES = 256 * 2**20
 ARROW_SCHEMA = re.compile(rb"ARROW:schema.{1,8}?([A-Za-z0-9+/=]{16,})", re.DOTALL)
 EXTENSION_MARK = b"ARROW:extension:name"
+LARGEST = 8  # chunk_records of one row group that are still one chunk
+NAMES = pa.dictionary(pa.int32(), pa.string())
 
 
-class Columns(NamedTuple):
-    """The two columns that are read."""
+class Table(NamedTuple):
+    """One Parquet file of a corpus and the parts that are read from it: what a task surveys."""
 
-    image: str
-    label: str
+    source: str
+    path: str
+    parts: tuple[PartSource, ...]
 
 
 class TableFile(NamedTuple):
-    """A Parquet file's footer: rows of each group, the label's type, or what is broken."""
+    """A Parquet file's footer, and the label of each row; or what is broken.
+
+    `labels` is an Arrow dictionary array, null where a row has none; `labels_are_text` is None
+    where the corpus has no labels.
+    """
 
     path: str
     group_rows: tuple[int, ...] = ()
-    labels_are_text: bool = False
+    labels: Any = None
+    labels_are_text: bool | None = None
     class_names: tuple[str, ...] | None = None
     broken: str | None = None
 
 
-def survey_files(listing: Listing, *, corpus: Corpus) -> list[TableFile]:
-    """Read every footer; UserError where a file has not the columns that the corpus names."""
-    columns = Columns(corpus.image_column, corpus.label_column)
-    with ThreadPoolExecutor(READERS) as pool:
-        paths = [file.path for file in listing.files]
-        tables = list(pool.map(lambda p: _survey_file(p, listing.location, columns), paths))
-    if all(table.broken is not None for table in tables):
-        raise UserError(f"{tables[0].path} is no readable Parquet file: {tables[0].broken}")
-    return tables
-
-
-def list_chunks(tables: list[TableFile], *, chunk_records: int) -> Iterator[Chunk]:
-    """Chunks of about `chunk_records` rows that cross row groups only to join small ones."""
-    for table in tables:
-        if table.broken is not None:
-            entry = Entry(table.path, table.path, 0, 1, None, "unreadable_file", table.broken)
-            yield Chunk(1, [entry])
-        for start, stop in _row_ranges(table.group_rows, chunk_records):
-            yield Chunk(stop - start, [Entry(table.path, table.path, start, stop - start)])
-
-
-def name_classes(tables: list[TableFile], location: Location, *, label_column: str) -> Naming:
-    """Text labels are the names, sorted; beside numbers the names may be in the file's schema."""
-    readable = [table for table in tables if table.broken is None]
-    if not readable[0].labels_are_text:
-        return Naming(readable[0].class_names, by_name=False)
-    names: set[str] = set()
-    for table in readable:
-        names.update(_distinct_labels(table, location, label_column))
-    return Naming(tuple(sorted(names)), by_name=True)
-
-
-def _survey_file(path: str, location: Location, columns: Columns) -> TableFile:
+def survey_file(table: Table) -> TableFile:
+    """Read a footer and the label column; UserError where a column is not what the parts want."""
+    location, label = locate(table.source), _label_column(table.parts)
     try:
-        with location.open(path) as file:
-            _refuse_extensions(path, _read_footer(file))
-            table = pq.ParquetFile(file)
-            schema, metadata = table.schema_arrow, table.metadata
+        with location.open(table.path) as file:
+            _refuse_extensions(table.path, _read_footer(file))
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            schema, metadata = parquet.schema_arrow, parquet.metadata
             group_rows = tuple(
                 metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
             )
+            for part in table.parts:
+                _check_column(table.path, schema, part)
+            if label is None:
+                return TableFile(table.path, group_rows, pa.nulls(sum(group_rows), NAMES))
+            kind = schema.field(label).type
+            labels = [
+                _read_labels(parquet, group, label, location) for group in range(len(group_rows))
+            ]
     except UserError:
         raise
     except Exception as error:
         if not is_lost(error, location):
             raise
-        return TableFile(path, broken=f"{type(error).__name__}: {error}")
-    _check_columns(path, schema, columns)
+        return TableFile(table.path, broken=f"{type(error).__name__}: {error}")
     return TableFile(
-        path,
+        table.path,
         group_rows,
-        labels_are_text=_is_text(schema.field(columns.label).type),
-        class_names=_schema_names(schema, columns.label),
+        _joined(labels),
+        labels_are_text=_is_text(kind),
+        class_names=_schema_names(schema, label),
     )
+
+
+class TableSurvey:
+    """Goes through surveyed files once; afterwards it knows how their classes are named."""
+
+    def __init__(self, tables: Iterable[TableFile], *, chunk_records: int) -> None:
+        self.tables, self.chunk_records = tables, chunk_records
+        self._first: TableFile | None = None
+        self._broken: TableFile | None = None
+
+    def list_chunks(self) -> Iterator[ChunkRows]:
+        """Chunks of whole row groups, file by file."""
+        for table in self.tables:
+            if table.broken is None:
+                self._first = self._first or table
+            else:
+                self._broken = self._broken or table
+            yield from list_chunks(table, chunk_records=self.chunk_records)
+
+    def name_classes(self, labels: list[Any]) -> Naming:
+        """Text labels are the names, sorted; beside numbers the names may be in the schema."""
+        if self._first is None:
+            assert self._broken is not None  # a listing is never empty
+            raise UserError(
+                f"{self._broken.path} is no readable Parquet file: {self._broken.broken}"
+            )
+        if self._first.labels_are_text:
+            names = {str(label) for label in labels if label is not None}
+            return Naming(tuple(sorted(names)), by_name=True)
+        return Naming(self._first.class_names, by_name=False)
+
+
+def list_chunks(table: TableFile, *, chunk_records: int) -> Iterator[ChunkRows]:
+    """A file's chunks: one or more whole row groups, small neighbours joined up to `chunk_records`.
+
+    Only a group of more than 8 × `chunk_records` rows is cut, into even parts of at most that:
+    reading a part decodes what lies before it in its group.
+    """
+    if table.broken is not None:
+        entry = Entry(table.path, None, [], None, "unreadable_file", table.broken)
+        yield ChunkRows(_batch(entry), 1, pa.nulls(1, NAMES))
+    for start, stop in _row_ranges(table.group_rows, chunk_records):
+        entry = Entry(table.path, None, [start, stop - start])
+        yield ChunkRows(_batch(entry), stop - start, table.labels.slice(start, stop - start))
+
+
+def _batch(entry: Entry) -> pa.RecordBatch:
+    (batch,) = entry_table([entry]).to_batches()
+    return batch
+
+
+def _label_column(parts: tuple[PartSource, ...]) -> str | None:
+    return next((part.column for part in parts if part.kind == "label"), None)
+
+
+def _read_labels(parquet: Any, group: int, column: str, location: Location) -> Any:
+    """The labels of a row group; without any where the column is broken: its rows are read later
+    and are bad records then."""
+    try:
+        return parquet.read_row_group(group, columns=[column]).column(0)
+    except Exception as error:
+        if not is_lost(error, location):
+            raise
+        return pa.chunked_array([pa.nulls(parquet.metadata.row_group(group).num_rows, NAMES)])
+
+
+def _joined(columns: list[Any]) -> Any:
+    """Columns as one dictionary array, whose dictionary holds each label once."""
+    known: dict[Any, int] = {}
+    places = [pa.array([], pa.int32())]
+    for column in columns:
+        for chunk in column.chunks:
+            encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+            met = [known.setdefault(v, len(known)) for v in encoded.dictionary.to_pylist()]
+            places.append(pa.array(met, pa.int32()).take(encoded.indices))
+    return pa.DictionaryArray.from_arrays(pa.concat_arrays(places), pa.array(list(known)))
 
 
 def _read_footer(file: Any) -> bytes:
@@ -126,29 +186,32 @@ def _refuse_extensions(path: str, footer: bytes) -> None:
         )
 
 
-def _check_columns(path: str, schema: Any, columns: Columns) -> None:
-    for setting, name in (("image_column", columns.image), ("label_column", columns.label)):
-        if name not in schema.names:
-            near = difflib.get_close_matches(name, schema.names, 1, cutoff=0.3)
-            hint = f"; nearest is {near[0]!r}" if near else ""
-            raise UserError(
-                f"{path} has no column {name!r}{hint}; its columns are"
-                f" {', '.join(schema.names[:12])}: set corpus.{setting}"
-            )
-    kind = schema.field(columns.image).type
+def _check_column(path: str, schema: Any, part: PartSource) -> None:
+    setting, name = f"corpus.{part.kind}_column", part.column
+    if name not in schema.names:
+        near = difflib.get_close_matches(name, schema.names, 1, cutoff=0.3)
+        hint = f"; nearest is {near[0]!r}" if near else ""
+        raise UserError(
+            f"{path} has no column {name!r}{hint}; its columns are"
+            f" {', '.join(schema.names[:12])}: set {setting}"
+        )
+    kind = schema.field(name).type
+    fits, expected = _fits(kind, part)
+    if not fits:
+        raise UserError(f"column {name!r} of {path} is {kind}; expected {expected}: set {setting}")
+
+
+def _fits(kind: Any, part: PartSource) -> tuple[bool, str]:
+    """Whether a column's type can be read as the part, and what can."""
+    if part.kind == "text":
+        return _is_text(kind), "text"
+    if part.kind == "label":
+        numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        return numbers or _is_text(kind), "whole numbers or class names"
     if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
         kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(
-            f"column {columns.image!r} of {path} is {kind}; expected the bytes of image files"
-            " (binary, or a struct with `bytes`): set corpus.image_column"
-        )
-    kind = schema.field(columns.label).type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or _is_text(kind)):
-        raise UserError(
-            f"column {columns.label!r} of {path} is {kind}; expected whole numbers or class names:"
-            " set corpus.label_column"
-        )
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return is_bytes, f"the bytes of {part.kind} files (binary, or a struct with `bytes`)"
 
 
 def _is_text(kind: Any) -> bool:
@@ -167,32 +230,18 @@ def _schema_names(schema: Any, label_column: str) -> tuple[str, ...] | None:
         return None
 
 
-def _distinct_labels(table: TableFile, location: Location, label_column: str) -> set[str]:
-    names: set[str] = set()
-    with location.open(table.path) as file:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        for group in range(len(table.group_rows)):
-            try:
-                column = parquet.read_row_group(group, columns=[label_column]).column(0)
-                names.update(str(name) for name in column.unique().to_pylist() if name is not None)
-            except Exception as error:  # its rows become bad records when they are read
-                if not is_lost(error, location):
-                    raise
-    return names
-
-
 def _row_ranges(group_rows: tuple[int, ...], chunk_records: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows: a large group in even parts, small neighbours together."""
+    """Ranges of rows: whole groups, small neighbours together; a huge group in even parts."""
     start = stop = 0
     for rows in group_rows:
         if stop > start and stop - start + rows > chunk_records:
-            yield from _even_parts(start, stop, chunk_records)
+            yield from _even_parts(start, stop, LARGEST * chunk_records)
             start = stop
         stop += rows
-    yield from _even_parts(start, stop, chunk_records)
+    yield from _even_parts(start, stop, LARGEST * chunk_records)
 
 
-def _even_parts(start: int, stop: int, chunk_records: int) -> Iterator[tuple[int, int]]:
-    parts = -(-(stop - start) // chunk_records)
+def _even_parts(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    parts = -(-(stop - start) // most)
     edges = [start + (stop - start) * part // parts for part in range(parts)] + [stop]
     yield from itertools.pairwise(edges) if parts else ()

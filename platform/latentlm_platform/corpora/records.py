@@ -95,6 +95,11 @@ class Labels:
     class_names: tuple[str, ...]
     by_name: bool
 
+    @classmethod
+    def of(cls, names: tuple[str, ...] | None, *, classes: int, by_name: bool) -> "Labels":
+        """Labels of a corpus; classes without names are called by their numbers."""
+        return cls(names or tuple(map(str, range(classes))), by_name)
+
     def number(self, label: object) -> int | tuple[str, str]:
         """The class of a stored label (text or a number), or its problem."""
         number = self._number(label)
@@ -129,7 +134,10 @@ class Assembly:
     labels: Labels
 
     def record(self, key: str, values: Sequence[object]) -> Record:
-        """The record of one stored value a source, in their order; None is a value that lacks."""
+        """The record of one stored value a source, in their order.
+
+        None stands for a value that lacks, (kind, reason) for one that cannot be read.
+        """
         parts: list[StoredPart] = []
         problem, group = None, ""
         for source, value in zip(self.sources, values, strict=True):
@@ -152,6 +160,8 @@ class Assembly:
 
     def _value(self, kind: Kind, value: object) -> int | str | bytes | tuple[str, str]:
         """The part's value, or the problem of the record."""
+        if isinstance(value, tuple):
+            return value
         if value is None:
             what = "class" if kind == "label" else kind
             return f"missing_{kind}", f"the record holds no {what}"

@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from latentlm_platform.corpora import crashes
+from latentlm_platform.corpora.chunk_index import map_array
 from latentlm_platform.corpora.class_images import CorpusIndex, open_corpus
+from latentlm_platform.corpora.division import Division, chunk_starts, open_division
+from latentlm_platform.corpora.locating import Meter
 from latentlm_platform.corpora.named import resolve
 from latentlm_platform.corpora.records import BadRecord, Decoded, decode_record
+from latentlm_platform.corpora.spreading import spread
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Corpus
 
@@ -49,30 +55,51 @@ class Split:
     @property
     def chunk_sizes(self) -> IntArray:
         """Rows of this split in each chunk, the bad ones too."""
-        sizes = self.index.chunk_sizes
         if self.part == "all":
-            return sizes
-        held = np.rint(sizes * self.corpus.held_out_fraction).astype(np.int64)
-        return sizes - held if self.part == "train" else held
+            return self.index.chunk_sizes
+        if self.part == "held_out":
+            return self._division.counts
+        return _train_sizes(self.index.folder, self.seed, self.corpus.held_out_fraction)
 
     def rows_of(self, chunk: int) -> IntArray:
         """Rows of the corpus's chunk that belong to this split, sorted."""
         size = int(self.index.chunk_sizes[chunk])
         if self.part == "all":
             return np.arange(size, dtype=np.int64)
-        fraction = self.corpus.held_out_fraction
-        held = _held_out_rows(seed=self.seed, chunk=chunk, size=size, fraction=fraction)
-        return held if self.part == "held_out" else np.setdiff1d(np.arange(size), held)
+        start = int(chunk_starts(self.index.folder)[chunk])
+        held = self._division.held_out(start, start + size)
+        return np.flatnonzero(held if self.part == "held_out" else ~held)
 
     def ids_of(self, chunk: int) -> IntArray:
         """The numbers of those rows among all records of the corpus, whichever the split."""
-        return int(self.index.chunk_sizes[:chunk].sum()) + self.rows_of(chunk)
+        return int(chunk_starts(self.index.folder)[chunk]) + self.rows_of(chunk)
 
-    def decode_chunk(self, chunk: int, *, limit: int | None = None) -> list[Decoded | BadRecord]:
-        """The chunk's records (the first `limit`) in this split, decoded or with their fault."""
-        wanted = set(self.rows_of(chunk)[:limit].tolist())
-        records = enumerate(self.index.read_chunk(chunk))
-        return [decode_record(r, corpus=self.corpus) for i, r in records if i in wanted]
+    def decode_chunk(
+        self, chunk: int, *, limit: int | None = None, meter: Meter | None = None
+    ) -> list[Decoded | BadRecord]:
+        """The chunk's records (the first `limit`) in this split, decoded or with their fault.
+
+        `meter` counts the bytes that are read. A record that ended two processes is a fault too.
+        """
+        rows = self.rows_of(chunk)[:limit]
+        if not len(rows):
+            return []
+        found: list[Decoded | BadRecord] = []
+        records = self.index.read_chunk(chunk, rows, meter)
+        with crashes.marking(self.index.folder.name, chunk) as marker:
+            for row, record in zip(rows.tolist(), records, strict=True):
+                if marker.is_given_up(row):
+                    bad = BadRecord(record.key, crashes.KIND, crashes.REASON, record.group)
+                    found.append(bad)
+                    continue
+                with marker.decoding(row):
+                    found.append(decode_record(record, corpus=self.corpus))
+        return found
+
+    @property
+    def _division(self) -> Division:
+        fraction = self.corpus.held_out_fraction
+        return open_division(self.index.folder, seed=self.seed, fraction=fraction)
 
     def decode_rows(self, rows: Rows) -> Signals:
         """The images of these rows, in order; an unreadable one is replaced by the next good one
@@ -120,10 +147,21 @@ class Splits(NamedTuple):
     held_out: Split
 
 
+@lru_cache(maxsize=8)
+def _train_sizes(folder: Path, seed: int, fraction: float) -> IntArray:
+    """What is not held out of each chunk (8 bytes a chunk)."""
+    held = open_division(folder, seed=seed, fraction=fraction).counts
+    return map_array(folder / "chunk_sizes.npy") - held
+
+
 def open_splits(corpus: Corpus, *, seed: int) -> Splits:
-    """Index the corpus and its held-out part; named corpora must have been fetched."""
+    """Index the corpus and divide it, or index its held-out source.
+
+    Named corpora must have been fetched.
+    """
     index = open_corpus(resolve(corpus.source), corpus=corpus)
     if corpus.held_out_source is None:
+        open_division(index.folder, seed=seed, fraction=corpus.held_out_fraction)
         return Splits(
             Split(index, corpus, "train", seed),
             Split(index, corpus, "held_out", seed),
@@ -142,11 +180,15 @@ def survey(split: Split) -> tuple[int, list[BadRecord]]:
     count = len(split.chunk_sizes)
     chosen: Sequence[int] = np.unique(np.linspace(0, count - 1, SURVEY_CHUNKS).astype(int)).tolist()
     seen, bad = 0, []
-    for chunk in chosen:
-        signals = split.decode_chunk(chunk, limit=SURVEY_RECORDS)
-        seen += len(signals)
-        bad += [signal for signal in signals if isinstance(signal, BadRecord)]
+    for signals, faults in spread(partial(_survey_chunk, split), chosen):
+        seen += signals
+        bad += faults
     return seen, bad
+
+
+def _survey_chunk(split: Split, chunk: int) -> tuple[int, list[BadRecord]]:
+    signals = split.decode_chunk(chunk, limit=SURVEY_RECORDS)
+    return len(signals), [signal for signal in signals if isinstance(signal, BadRecord)]
 
 
 def preprocessing(corpus: Corpus) -> dict[str, Any]:
@@ -158,8 +200,3 @@ def preprocessing(corpus: Corpus) -> dict[str, Any]:
 def corpus_digests(splits: Splits) -> list[str]:
     """The manifests of what is trained on and what is held out."""
     return [splits.train.index.digest, splits.held_out.index.digest]
-
-
-def _held_out_rows(*, seed: int, chunk: int, size: int, fraction: float) -> IntArray:
-    shuffled = np.random.default_rng([seed, 2, chunk]).permutation(size)
-    return np.sort(shuffled[: round(size * fraction)]).astype(np.int64)

@@ -1,6 +1,6 @@
-"""WebDataset tars: the members of one key are a record, as `0001.jpg` and `0001.cls`.
+"""WebDataset tars: the members of one key are a record, as `0001.jpg`, `0001.txt` and `0001.cls`.
 
-Only headers and labels are read to make the index, and images later by their offset: nothing is
+Only headers and labels are read to make the index, and the rest later by its offset: nothing is
 unpacked to disk, so that a member called `../../x` is a key and nothing else. Keys are grouped over
 the whole tar, so that members in any order make whole records.
 """
@@ -8,131 +8,63 @@ the whole tar, so that members in any order make whole records.
 import io
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from latentlm_platform.corpora.chunk_index import Entry, Naming
-from latentlm_platform.corpora.locating import Location, StoredFile, is_lost
-from latentlm_platform.experiment.sections import Corpus
+import pyarrow as pa
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-LABEL_EXTENSION = "cls"
+from latentlm_platform.corpora.chunk_index import Entry, Naming, entry_table
+from latentlm_platform.corpora.locating import Location, StoredFile, is_lost, locate
+from latentlm_platform.corpora.records import PartSource
+
+EXTENSIONS = {
+    "label": ("cls",),
+    "text": ("txt",),
+    "image": ("jpg", "jpeg", "png", "webp"),
+    "sound": ("flac", "wav", "mp3", "ogg"),
+}
 MAX_HEADER_BYTES = 2**20
 MAX_LABEL_BYTES = 4096
 REMOTE_BUFFER_BYTES = 4 * 2**20  # headers lie between images: reading on beats asking again
-READERS = 8
+GROUP_BYTES = 64 * 2**20
+BLOCK = tarfile.BLOCKSIZE
+REGULAR = (ord("0"), 0)
 
 
-@dataclass
-class TarSurvey:
-    """Goes through tars once; afterwards it knows the labels that it met."""
+class Tars(NamedTuple):
+    """Some tars of a corpus, and the parts that its records have: what one task indexes."""
 
-    location: Location
-    corpus: Corpus
-    labels: set[str] = field(default_factory=set)
-
-    def list_entries(self, files: list[StoredFile]) -> Iterator[Entry]:
-        """One entry a key, tar by tar; what is broken is an entry with its problem."""
-        with ThreadPoolExecutor(READERS) as pool:
-            for entries in pool.map(self._list_tar, files):
-                self.labels.update(entry.label for entry in entries if entry.label is not None)
-                yield from entries
-
-    def naming(self) -> Naming:
-        """Labels are numbers, or names if most of the different ones are not numbers."""
-        numbers = {label for label in self.labels if _is_number(label)}
-        if len(numbers) * 2 >= len(self.labels):
-            return Naming(None, by_name=False)
-        return Naming(tuple(sorted(self.labels)), by_name=True)
-
-    def _list_tar(self, file: StoredFile) -> list[Entry]:
-        keys: dict[str, _Members] = {}
-        broken = None
-        try:
-            with self.location.open(file.path) as raw:
-                source = _HeaderSource(raw, is_local=self.location.is_local)
-                broken = self._collect(source, file, keys)
-        except Exception as error:
-            if not isinstance(error, tarfile.TarError | ValueError) and not is_lost(
-                error, self.location
-            ):
-                raise
-            broken = f"{type(error).__name__}: {error}"
-        entries = [members.entry(file, key) for key, members in keys.items()]
-        if broken is not None:
-            key = f"{file.path}#"
-            entries.append(Entry(file.path, key, 0, 0, None, "unreadable_file", broken))
-        return entries
-
-    def _collect(
-        self, source: "_HeaderSource", file: StoredFile, keys: dict[str, "_Members"]
-    ) -> str | None:
-        """Fill `keys` from the headers; returns what is wrong with the tar itself."""
-        with tarfile.open(fileobj=source, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # else it keeps every member
-                if member.isdir():
-                    continue
-                key, extension = split_name(member.name)
-                found = keys.setdefault(key, _Members())
-                if extension in IMAGE_EXTENSIONS or extension == self.corpus.image_column:
-                    found.add_image(member)
-                elif extension in (LABEL_EXTENSION, self.corpus.label_column):
-                    found.add_label(member, source)
-            source.seek(tar.offset)
-            end = source.read(tarfile.BLOCKSIZE)
-        if not end:
-            return "the tar ends without its end mark: it was cut, or not closed"
-        if end.strip(b"\0"):
-            return f"no tar header at byte {tar.offset}; what follows is lost"
-        return None
+    source: str
+    files: list[StoredFile]
+    parts: tuple[PartSource, ...]
 
 
-@dataclass
-class _Members:
-    """What a key was seen with."""
-
-    image: tarfile.TarInfo | None = None
-    label: str | None = None
-    problem: tuple[str, str] | None = None
-
-    def add_image(self, member: tarfile.TarInfo) -> None:
-        if self.image is not None:
-            self.problem = ("duplicate_key", "more than one image has this key")
-        elif not member.isreg() or member.issparse():
-            self.problem = ("missing_image", "the image is a link or a sparse file, not bytes")
-        self.image = member
-
-    def add_label(self, member: tarfile.TarInfo, source: "_HeaderSource") -> None:
-        if self.label is not None:
-            self.problem = ("duplicate_key", "more than one class has this key")
-            return
-        if not member.isreg() or member.size > MAX_LABEL_BYTES:
-            self.problem = ("unreadable_label", f"the class is a member of {member.size} bytes")
-            return
-        source.seek(member.offset_data)
-        self.label = source.read(member.size).decode("utf-8", "replace").strip()
-
-    def entry(self, file: StoredFile, key: str) -> Entry:
-        name = f"{file.path}#{key}"
-        if self.problem is not None:
-            return Entry(file.path, name, 0, 0, None, *self.problem)
-        if self.image is None:
-            return Entry(file.path, name, 0, 0, None, "missing_image", "no image has this key")
-        return Entry(file.path, name, self.image.offset_data, self.image.size, self.label)
+def group_tars(source: str, files: list[StoredFile], parts: tuple[PartSource, ...]) -> list[Tars]:
+    """Work of a size that is worth a task: large tars alone, small neighbours together."""
+    groups: list[list[StoredFile]] = []
+    size = 0
+    for file in files:
+        if not groups or size + file.size > GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += file.size
+    return [Tars(source, group, parts) for group in groups]
 
 
-class _HeaderSource(io.BufferedReader):
-    """A tar's bytes for reading headers: a header of gigabytes is refused, not read."""
+def list_entries(tars: Tars) -> pa.Table:
+    """One entry a key, tar by tar; what is broken is an entry with its problem."""
+    location = locate(tars.source)
+    places = _places(tars.parts)
+    return entry_table(e for file in tars.files for e in _list_tar(file, location, places))
 
-    def __init__(self, raw: Any, *, is_local: bool) -> None:
-        super().__init__(raw, io.DEFAULT_BUFFER_SIZE if is_local else REMOTE_BUFFER_BYTES)
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size)
+def name_classes(labels: list[Any]) -> Naming:
+    """Labels are numbers, or names if most of the different ones are not numbers."""
+    numbers = [label for label in labels if label.removeprefix("-").isdecimal()]
+    if len(numbers) * 2 >= len(labels):
+        return Naming(None, by_name=False)
+    return Naming(tuple(sorted(labels)), by_name=True)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -142,5 +74,155 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def _is_number(label: str) -> bool:
-    return label.removeprefix("-").isdecimal()
+class _Places(NamedTuple):
+    """Which part a member's extension says it is: the part's place among the ranges, or a label."""
+
+    of_extension: dict[str, int]
+    kinds: tuple[str, ...]  # of the parts that are bytes
+
+
+LABEL = -1
+
+
+def _places(parts: tuple[PartSource, ...]) -> _Places:
+    stored = [part for part in parts if part.kind != "label"]
+    known: dict[str, int] = {}
+    for place, part in [*enumerate(stored), *((LABEL, p) for p in parts if p.kind == "label")]:
+        known |= dict.fromkeys((*EXTENSIONS[part.kind], part.column), place)
+    return _Places(known, tuple(part.kind for part in stored))
+
+
+def _list_tar(file: StoredFile, location: Location, places: _Places) -> Iterator[Entry]:
+    keys: dict[str, _Record] = {}
+    broken = None
+    try:
+        with _HeaderSource(file.path, location) as source:
+            broken = _collect(source, keys, places)
+    except Exception as error:
+        if not isinstance(error, tarfile.TarError | ValueError) and not is_lost(error, location):
+            raise
+        broken = f"{type(error).__name__}: {error}"
+    for key, record in keys.items():
+        yield record.entry(file.path, key, places)
+    if broken is not None:
+        yield Entry(file.path, "", [], None, "unreadable_file", broken)
+
+
+def _collect(source: "_HeaderSource", keys: dict[str, "_Record"], places: _Places) -> str | None:
+    """Fill `keys` from the headers; returns what is wrong with the tar itself."""
+    with tarfile.open(fileobj=source, mode="r:", errors="backslashreplace") as tar:
+        for member in _members(tar, source):
+            key, extension = split_name(member.name)
+            record = keys.get(key)
+            if record is None:
+                record = keys[key] = _Record(len(places.kinds))
+            place = places.of_extension.get(extension)
+            if place == LABEL:
+                record.add_label(member, source)
+            elif place is not None:
+                record.add_part(member, place, places.kinds[place])
+        source.seek(tar.offset)
+        end = source.read(BLOCK)
+    if not end:
+        return "the tar ends without its end mark: it was cut, or not closed"
+    if end.strip(b"\0"):
+        return f"no tar header at byte {tar.offset}; what follows is lost"
+    return None
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+    is_bytes: bool = True
+
+
+def _members(tar: Any, source: "_HeaderSource") -> Iterator[_Member]:
+    """Every member but folders. Plain headers, nearly all of them, are read without tarfile."""
+    while True:
+        plain = None if tar.offset == 0 or tar.pax_headers else _plain_member(source, tar.offset)
+        if plain is not None:
+            tar.offset = plain.offset + -(-plain.size // BLOCK) * BLOCK
+            yield plain
+            continue
+        member = tar.next()
+        if member is None:
+            return
+        tar.members = []  # else it keeps every member
+        if not member.isdir():
+            is_bytes = member.isreg() and not member.issparse()
+            yield _Member(member.name, member.offset_data, member.size, is_bytes)
+
+
+def _plain_member(source: "_HeaderSource", offset: int) -> _Member | None:
+    """A regular file whose name and size stand in the header itself; None for all else."""
+    source.seek(offset)
+    header = source.read(BLOCK)
+    if len(header) < BLOCK or header[156] not in REGULAR or header[124] & 0x80:
+        return None
+    try:
+        checksum = int(header[148:156].strip(b" \0"), 8)
+        size = int(header[124:136].strip(b" \0") or b"0", 8)
+    except ValueError:
+        return None
+    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum:
+        return None
+    name = header[:100].partition(b"\0")[0]
+    if header[345]:
+        name = header[345:500].partition(b"\0")[0] + b"/" + name
+    if name.endswith(b"/"):  # an old way to write a folder
+        return None
+    return _Member(name.decode("utf-8", "backslashreplace"), offset + BLOCK, size)
+
+
+class _Record:
+    """What a key was seen with."""
+
+    __slots__ = ("label", "problem", "ranges")
+
+    def __init__(self, parts: int) -> None:
+        self.ranges = [-1, 0] * parts
+        self.label: str | None = None
+        self.problem: tuple[str, str] | None = None
+
+    def add_part(self, member: _Member, place: int, kind: str) -> None:
+        if self.ranges[2 * place] >= 0:
+            self.problem = ("duplicate_key", f"more than one {kind} has this key")
+        elif not member.is_bytes:
+            self.problem = (f"missing_{kind}", f"the {kind} is a link or a sparse file, not bytes")
+        self.ranges[2 * place : 2 * place + 2] = [member.offset, member.size]
+
+    def add_label(self, member: _Member, source: "_HeaderSource") -> None:
+        if self.label is not None:
+            self.problem = ("duplicate_key", "more than one class has this key")
+            return
+        if not member.is_bytes or member.size > MAX_LABEL_BYTES:
+            self.problem = ("unreadable_label", f"the class is a member of {member.size} bytes")
+            return
+        source.seek(member.offset)
+        self.label = source.read(member.size).decode("utf-8", "replace").strip()
+
+    def entry(self, path: str, key: str, places: _Places) -> Entry:
+        missing = [kind for kind, offset in zip(places.kinds, self.ranges[::2], strict=True)
+                   if offset < 0]  # fmt: skip
+        problem = self.problem
+        if problem is None and missing:
+            problem = (f"missing_{missing[0]}", f"no {missing[0]} has this key")
+        if problem is not None:
+            return Entry(path, key, [], self.label, *problem)
+        return Entry(path, key, self.ranges, self.label)
+
+
+class _HeaderSource(io.BufferedReader):
+    """A tar's bytes for reading headers: a header of gigabytes is refused, not read."""
+
+    def __init__(self, path: str, location: Location) -> None:
+        if location.is_local:
+            super().__init__(io.FileIO(Path(location.root, path)))
+        else:
+            super().__init__(location.open(path), REMOTE_BUFFER_BYTES)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)

@@ -232,4 +232,4 @@ class TestClearErrors:
         found = kinds(opened(tmp_path / "a.tar"))
         assert found == {"unreadable_file": 1}
         self.refused("/no/such/folder")
-        assert len(list((tmp_path / "home" / "indexes").iterdir())) == 2
+        assert len(list((tmp_path / "home" / "indexes").iterdir())) == 1
