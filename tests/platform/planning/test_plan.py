@@ -66,12 +66,14 @@ def test_demand_adds_up_stage_by_stage() -> None:
     assert stages["evaluation"].cpus == 2
     cached = demands(experiment(*ONE_WORKER, "latents.mode=cached", "train.workers=2"))
     assert cached[2].cpus == pytest.approx(2 * 0.9 + 1)
+    filling = demands(experiment(*ONE_WORKER, "latents.mode=write_through", "train.workers=2"))
+    assert filling[2] == stages["model training"], "its first epoch encodes on the way"
     swept = demands(experiment("sweep={grid: {seed: [1, 2]}}"))
     assert swept[0].cpus == pytest.approx(demands(experiment())[0].cpus + 0.1)
 
 
 def test_every_fix_that_is_told_makes_it_fit() -> None:
-    overrides = ["train.workers=3", "train.batch_size=48", "train.cpus_per_worker=1.2"]
+    overrides = ["train.workers=4", "train.batch_size=48", "train.cpus_per_worker=1.2"]
     overrides += ["codec.training.workers=1", "latents.actors=2", "evaluate.actors=4"]
     for _ in range(6):
         problems = cpu_problems(experiment(*overrides), cluster(2))
@@ -244,7 +246,11 @@ def test_recomputing_activations_and_known_records_lower_what_is_needed() -> Non
     assert activations("train.activation_checkpointing=true") < activations()
     one = experiment("train.steps=100000")
     few = experiment("train.steps=100000", "corpus.records=1000")
-    caches = [disk_bytes(e, counts(e))["latent_cache_at_most"] for e in (one, few)]
+    filling = experiment("train.steps=100000", "latents.mode=write_through")
+    streamed = experiment("train.steps=100000", "latents.mode=streamed")
+    tried = (one, few, filling, streamed)
+    caches = [disk_bytes(e, counts(e))["latent_cache_at_most"] for e in tried]
     row = row_of(one)
     assert caches[1] == 4 * 1000 * row.latents * 16
     assert caches[0] == 4 * 100_000 * one.train.batch_size * row.latents * 16
+    assert caches[2:] == [caches[0], 0]
