@@ -1,11 +1,13 @@
-"""Bytes ↔ images: what comes in is a file nobody has checked, what goes out is uint8 [Y,X,C].
+"""Bytes ↔ images and sounds: what comes in is a file nobody has checked, what goes out an array.
 
-A file is good or raises `UnreadableImage` with exactly one kind; the pixel cap is held against the
-header, before anything is decoded. Images are Y rows, X columns, C channels (1 grey or 3 RGB).
+An image file is good or raises `UnreadableImage` with exactly one kind; the pixel cap is held
+against the header, before anything is decoded. Images are uint8 [Y,X,C] (1 grey or 3 RGB). Sounds
+are fp32 samples [S] in [-1, 1] of one channel; of files PCM WAV is known.
 """
 
 import io
 import warnings
+import wave
 from typing import Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
+Sound = npt.NDArray[np.float32]
 Kind = Literal["not_an_image", "truncated_image", "decompression_bomb", "unreadable_image"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -175,3 +178,45 @@ def read_png(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def decode_wav(data: bytes, *, rate_hz: int) -> Sound:
+    """A PCM WAV file of 8, 16, 24 or 32 bits as fp32 [S]: channels averaged, at `rate_hz`.
+
+    A file of another rate is resampled (windowed sinc). Raises ValueError where it is none.
+    """
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+            raw = np.frombuffer(file.readframes(file.getnframes()), np.uint8)
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"no PCM WAV file ({error}); convert it to one") from None
+    if width not in (1, 2, 3, 4) or len(raw) < width * channels or rate < 1:
+        raise ValueError(f"{len(raw)} bytes of {8 * width} bits at {rate} Hz are no sound")
+    whole = raw[: len(raw) // (width * channels) * width * channels].reshape(-1, width)
+    shifted = np.zeros((len(whole), 4), np.uint8)
+    shifted[:, 4 - width :] = whole  # little-endian: the high bytes of 32 bits
+    if width == 1:
+        shifted[:, 3] ^= 0x80  # 8 bits are unsigned
+    samples = shifted.view("<i4").reshape(-1, channels).astype(np.float64).mean(1) / 2**31
+    sound: Sound = samples.astype(np.float32)
+    return sound if rate == rate_hz else _resampled(sound, rate, rate_hz)
+
+
+def _resampled(sound: Sound, rate: int, wanted: int) -> Sound:
+    import torch
+    from torchaudio.functional import resample  # type: ignore[import-untyped]
+
+    found: Sound = resample(torch.from_numpy(sound), rate, wanted).numpy()
+    return found
+
+
+def encode_wav(sound: Sound, *, rate_hz: int) -> bytes:
+    """A PCM WAV file of 16 bits of fp32 [S]; what lies beyond [-1, 1] is cut off."""
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate_hz)
+        file.writeframes((np.clip(sound, -1, 1) * 32767).round().astype("<i2").tobytes())
+    return stream.getvalue()

@@ -90,16 +90,16 @@ def test_a_finished_run_can_be_sampled_listed_and_compared(
     cli: Any, finished: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "s.png"
-    code, sampled = cli("sample", "small", "--classes", "1,7", "--count", "3", "--out", str(out))
+    code, sampled = cli("sample", "small", "--class", "1,class-7", "--count", "3", "--out", str(out))
     assert (code, sampled["images"], out.exists()) == (0, 6, True)
     code, runs = cli("list")
     assert code == 0
     assert finished["key"] in [run["key"] for run in runs]
     code, status = cli("status", finished["key"])
     assert (code, status["status"]) == (0, "FINISHED")
-    code, error = cli("sample", "small", "--classes", "11")
+    code, error = cli("sample", "small", "--class", "11")
     assert code == 2
-    assert "--classes 11 is not a class" in error["error"]
+    assert "--class 11 is not a class" in error["error"]
 
 
 def test_another_sampler_trains_nothing(cli: Any, home: Path, finished: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import struct
 import time
+import wave
 import zlib
 
 import numpy as np
@@ -12,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from latentlm.media import UnreadableImage, caption_image, decode_image, encode_png, tile_images
+from latentlm.media import (
+    UnreadableImage,
+    caption_image,
+    decode_image,
+    decode_wav,
+    encode_png,
+    encode_wav,
+    tile_images,
+)
 
 SIZE = 16
 CAP = 1_000_000
@@ -217,3 +226,32 @@ def test_caption_stands_below_the_enlarged_image() -> None:
     assert (captioned[:32] == 90).all()
     assert (captioned[32:] < 128).any()
     assert not np.array_equal(captioned, caption_image(image, "coat", width=33))
+
+
+@pytest.mark.parametrize(("width", "step"), [(1, 2**-7), (2, 2**-15), (3, 2**-23), (4, 2**-31)])
+def test_wav_files_of_every_width_are_the_same_sound(width: int, step: float) -> None:
+    wanted = np.array([0.0, 0.5, -0.5, -1.0, 0.25])
+    whole = (wanted * 2 ** (8 * width - 1)).astype("<i8") + (128 if width == 1 else 0)
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setparams((2, width, 8000, 0, "NONE", ""))
+        low_bytes = whole.view(np.uint8).reshape(-1, 8)[:, :width]
+        file.writeframes(np.repeat(low_bytes, 2, axis=0).tobytes())  # both channels
+    found = decode_wav(stream.getvalue(), rate_hz=8000)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=step)
+
+
+def test_a_sound_comes_back_and_another_rate_is_resampled() -> None:
+    tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 16_000).astype(np.float32)
+    data = encode_wav(tone, rate_hz=16_000)
+    np.testing.assert_allclose(decode_wav(data, rate_hz=16_000), tone, atol=2**-14)
+    half = decode_wav(data, rate_hz=8000)
+    np.testing.assert_allclose(half[100:-100], tone[::2][100:-100], atol=0.02)
+    assert abs(encode_wav(np.array([9.0], np.float32), rate_hz=8000)[-1]) == 0x7F
+
+
+@pytest.mark.parametrize("data", [b"", b"RIFF", b"RIFF\0\0\0\0WAVE", b"\x89PNG" * 30])
+def test_no_wav_file_is_a_sentence(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no PCM WAV file"):
+        decode_wav(data, rate_hz=8000)
