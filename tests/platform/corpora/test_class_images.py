@@ -4,6 +4,7 @@ the count never changes."""
 import json
 import os
 import pickle
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,10 @@ class TestEveryLayout:
     def test_a_file_uri_is_the_same(self, source: Path) -> None:
         assert labels(opened(source.as_uri())) == EXPECTED
 
-    def test_fsspec_uri_is_the_same(self, source: Path) -> None:
+    def test_fsspec_uri_is_the_same(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import fsspec  # type: ignore[import-untyped]
 
+        monkeypatch.delitem(sys.modules, "ray", raising=False)  # this memory is this process's
         memory = fsspec.filesystem("memory")
         memory.put(str(source), f"/{source.parent.name}/corpus", recursive=True)
         assert labels(opened(f"memory://{source.parent.name}/corpus")) == EXPECTED
