@@ -150,7 +150,7 @@ def _write_codec(runs: TrackedRuns, index: int, *, parent: str) -> None:
         f"codec sigma={sigma}",
         parameters=settings_of("quickstart.yaml") | {"codec.variance.sigma": sigma},
         curves={"loss": 0.05, "loss_pixel": 0.04, "loss_regulariser": 0.5, "gradient_norm": 0.2}
-        | {"learning_rate": 1e-3, "images_per_s": 600.0},
+        | {"learning_rate": 1e-3, "items_per_s": 600.0},
         metrics={
             "reconstruction_psnr": 21.0 - 3 * sigma,
             "reconstruction_ssim": 0.7,
@@ -180,8 +180,8 @@ def _write_model(runs: TrackedRuns, index: int, *, parent: str) -> None:
             "validation_loss": 0.62 + index / 50,
             "gradient_norm": 0.2,
             "learning_rate": 1e-3,
-            "images_per_s": 1200.0 - 90 * index,
-            "tokens_per_s": 19000.0 - 900 * index,
+            "items_per_s": 1200.0 - 90 * index,
+            "latents_per_s": 19000.0 - 900 * index,
             "mfu": 0.09,
             **bins,
         },

@@ -25,7 +25,7 @@ TITLES = {  # beginning of a name → (title, unit)
     "sampling_cpu_seconds_per_image": ("CPU time to generate an image", "s"),
     "exposure_bias": ("exposure bias", ""),
     "validation_loss": ("validation loss", ""),
-    "images_per_s": ("images a second", "1/s"),
+    "items_per_s": ("items a second", "1/s"),
     "wer": ("word error rate", ""),
     "perplexity": ("perplexity", ""),
 }

@@ -30,9 +30,7 @@ class LossTerms(NamedTuple):
     bin_counts_10: Tensor
 
 
-def binned(
-    times: Tensor, errors: Tensor, *, process: DiffusionProcess
-) -> tuple[Tensor, Tensor]:
+def binned(times: Tensor, errors: Tensor, *, process: DiffusionProcess) -> tuple[Tensor, Tensor]:
     """(sums, counts) fp32 (10,) of ℒ_Diff's detached errors by their times, of one shape."""
     bins, errors = process.bin_of(times, BINS).flatten(), errors.flatten()
     empty = errors.new_zeros(BINS)

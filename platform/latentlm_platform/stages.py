@@ -11,23 +11,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
+import numpy as np
 
 from latentlm.catalogue import parameter_count
 from latentlm.codec.image_vit import ImageViTCodec, encoder_parameters_digest
 from latentlm.codec.vector_quantized import VectorQuantizedCodec, codes_digest
-from latentlm.load import load_codec, save_codec
+from latentlm.load import load_codec
 from latentlm.media import read_png
 from latentlm_platform.artifacts import Artifact, building, key_of
-from latentlm_platform.corpora.bad_records import BadRecords
+from latentlm_platform.corpora.bad_records import BadRecords, BadTally
 from latentlm_platform.corpora.splits import Splits, corpus_digests, preprocessing
 from latentlm_platform.evaluation.actor_pool import EvaluatorPool
-from latentlm_platform.evaluation.codec_scores import latent_health
+from latentlm_platform.evaluation.codec_scores import latent_health, score_codec
 from latentlm_platform.evaluation.evaluator import Evaluator
-from latentlm_platform.experiment.sections import Experiment, ImageCodec
-from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.latents.drawing import redrawn_codec
-from latentlm_platform.latents.encoding import SPLITS, EncodingPass, moments_from
+from latentlm_platform.experiment.sections import Experiment, ImageCodec, Train
+from latentlm_platform.home import artifacts_folder
+from latentlm_platform.latents.cache import LatentCache, old_caches
+from latentlm_platform.latents.decoding import ChunkDecoder
+from latentlm_platform.latents.drawing import drawing_codec
+from latentlm_platform.latents.encoding import (
+    SPLITS,
+    EncodingPass,
+    error_of,
+    moments_from,
+    sampled_chunks,
+)
 from latentlm_platform.progress import Bar
 from latentlm_platform.tracking.client import TrackedRun
 from latentlm_platform.tracking.journal import Entry
@@ -35,6 +43,7 @@ from latentlm_platform.tracking.stage_runs import stage_run
 from latentlm_platform.training.codec_training import CodecTraining, train_codec
 from latentlm_platform.training.export import export_model
 from latentlm_platform.training.following import last_metrics, train_followed
+from latentlm_platform.training.inputs import ModelInputs, held_out_chunks
 from latentlm_platform.training.model_training import ModelTraining, train_model
 from latentlm_platform.training.worker_group import WorkerGroup
 
@@ -83,8 +92,9 @@ def make_codec(context: StageContext) -> Artifact:
     """Train the codec on the corpus's images, or reuse the one that was."""
     experiment, splits = context.experiment, context.splits
     corpus, settings = experiment.corpus, experiment.codec.training
-    order = (corpus.flip, corpus.chunk_records, corpus.shuffle_window_chunks)
+    order = (corpus.flip, corpus.chunk_records, corpus.shuffle_window_chunks, corpus.lanes)
     codec = experiment.codec.model_dump(mode="json")
+    codec["training"].pop("workers")  # any number of them trains the same codec
     key = context.key("codec", corpus_digests(splits), preprocessing(corpus), order, codec)
     with building("codec", key) as finished:
         if finished:
@@ -95,6 +105,7 @@ def make_codec(context: StageContext) -> Artifact:
         with context.child("codec", "codec", key=key) as run:
             group = WorkerGroup.of(experiment.train, artifact.folder, workers=settings.workers)
             train_followed(group, train_codec, training, run, total=settings.steps, title="codec")
+            _score_codec(artifact, splits)
             metrics = json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
             run.log_metrics(metrics, step=settings.steps)
             if (channels := artifact.folder / "variance.json").exists():
@@ -108,51 +119,91 @@ def make_codec(context: StageContext) -> Artifact:
         return artifact
 
 
+def _score_codec(codec: Artifact, splits: Splits) -> None:
+    """What the codec is worth on held-out records, on a machine of the cluster."""
+    import ray
+
+    task = ray.remote(score_codec).options(num_cpus=1, scheduling_strategy="DEFAULT")
+    ray.get(task.remote(codec.folder / "codec", splits.held_out, folder=codec.folder))
+
+
 def make_latents(context: StageContext, codec: Artifact) -> Artifact:
-    """Encode the corpus into the latent cache; the codec gets the statistics of its latents."""
+    """Encode the corpus, or in other modes than `cached` a sample of it; the latents' moments."""
     experiment, corpus = context.experiment, context.experiment.corpus
-    kept = SPLITS if experiment.latents.mode == "cached" else ("held_out",)
-    orientations = 2 if corpus.flip else 1
     net = load_codec(codec.folder / "codec")
-    digests, chunks = corpus_digests(context.splits), corpus.chunk_records
-    parts = (preprocessing(corpus), chunks, _encoder_digest(net), orientations, kept)
+    orientations = 2 if corpus.flip else 1
+    digests, chunks = corpus_digests(context.splits), _encoded_chunks(context)
+    sampled = None if experiment.latents.mode == "cached" else (experiment.latents.mode, chunks)
+    parts = (preprocessing(corpus), corpus.chunk_records, _encoder_digest(net), orientations)
     held_out_seed = experiment.seed if corpus.held_out_source is None else None
-    key = key_of("latents", digests, *parts, held_out_seed)
+    key = key_of("latents", digests, *parts, sampled, held_out_seed)
     artifact = Artifact("latents", key, lineage={"codec": codec.key, "corpus": digests[0]})
     cache = latent_cache(experiment, artifact)
-    total = sum(sum(split.chunk_sizes) for split in context.splits)
     with building("latents", key) as finished:
         summary = cache.summary()
         if finished is None or summary is None:
+            _tell_of_old_caches(context)
             started = time.monotonic()
             encoding = EncodingPass(
-                context.splits, codec.folder / "codec", cache, experiment.latents, kept
+                {s: ChunkDecoder(getattr(context.splits, s), s) for s in SPLITS},
+                chunks,
+                codec_folder=codec.folder / "codec",
+                cache=cache,
+                latents=experiment.latents,
+                orientations=orientations,
             )
-            with Bar("encoding", total=total, unit="image") as bar:
-                summary = encoding.run(on_progress=lambda done, _: bar.reach(done))
+            with Bar("encoding", total=encoding.records, unit="record") as bar:
+                summary = encoding.run(on_progress=bar.reach)
             cache.commit(summary)
             seconds = time.monotonic() - started
-            moments = moments_from(summary["moments"])
-            metrics = latent_health(net, moments) | BadRecords.of(summary).counts()
+            metrics = latent_health(net, moments_from(summary["moments"]))
+            metrics |= _statistics_error(experiment, encoding) if sampled else {}
+            metrics |= BadRecords.of(summary).counts()
             artifact = replace(artifact, metrics=metrics, seconds=seconds)
             artifact.save()
         else:
             artifact = _reused(context, finished)
-            moments = moments_from(summary["moments"])
+    _tell_of_bad_records(context, summary)
+    return artifact
+
+
+def _encoded_chunks(context: StageContext) -> dict[str, tuple[int, ...]]:
+    """The chunks of each split that are encoded before the model is trained."""
+    experiment, splits = context.experiment, context.splits
+    if experiment.latents.mode == "cached":
+        return {s: tuple(np.flatnonzero(getattr(splits, s).chunk_sizes).tolist()) for s in SPLITS}
+    records, sizes = experiment.latents.statistics_records, splits.train.chunk_sizes
+    sample = sampled_chunks(sizes, records=records, seed=experiment.seed)
+    return {"train": sample, "held_out": held_out_chunks(experiment, splits)}
+
+
+def _statistics_error(experiment: Experiment, encoding: EncodingPass) -> dict[str, float]:
+    """How far the statistics of a sample may be from those of the corpus: standard errors."""
+    if not isinstance(experiment.codec, ImageCodec):  # codes have no scale
+        return {}
+    parts, law = list(encoding.chunk_moments()), experiment.codec.variance
+    return {
+        "latent_mean_error": error_of(parts, lambda m: m.latent_mean()),
+        "latent_std_error": error_of(parts, lambda m: m.latent_std(law)),
+    }
+
+
+def _tell_of_old_caches(context: StageContext) -> None:
+    count = old_caches(artifacts_folder("latents"))
+    if count:
+        context.say(
+            f"  {count} latent caches in {artifacts_folder('latents')} are of an earlier version,"
+            " which cannot be read any more: this corpus is encoded anew; remove them at will"
+        )
+
+
+def _tell_of_bad_records(context: StageContext, summary: dict[str, Any]) -> None:
     bad = BadRecords.of(summary)
-    if bad.rows:
-        context.say(f"  {len(bad.rows)} records cannot be used; see bad_records.json in MLflow")
+    if bad.total:
+        context.say(f"  {bad.sentence()}")
     if "latentlm.sweep" not in context.tags:  # trials share a parent: the sweep tells of all
         bad.log(context.parent)
-    bad.refuse_too_many(corpus, total)
-    if not isinstance(experiment.codec, ImageCodec):  # codes have no scale
-        return artifact
-    mean, std = moments.latent_mean(), moments.latent_std(experiment.codec.variance)
-    if (float(net.latent_mean), float(net.latent_std)) != tuple(torch.tensor([mean, std]).tolist()):
-        net.set_statistics(mean=mean, std=std)
-        with building("codec", codec.key):
-            save_codec(codec.folder / "codec", codec=net)
-    return artifact
+    bad.refuse_too_many(context.experiment.corpus, summary["records"])
 
 
 def _encoder_digest(codec: ImageViTCodec | VectorQuantizedCodec) -> str:
@@ -163,40 +214,29 @@ def _encoder_digest(codec: ImageViTCodec | VectorQuantizedCodec) -> str:
 
 def latent_cache(experiment: Experiment, latents: Artifact) -> LatentCache:
     """The cache in a latents artifact's folder."""
-    settings = experiment.codec_settings()
-    return LatentCache(
-        latents.folder,
-        latent_count=settings.latent_count,
-        latent_width=settings.posterior_width,
-        orientations=2 if experiment.corpus.flip else 1,
-        with_std=settings.predicts_std,
-    )
+    return LatentCache(latents.folder, experiment.codec_settings().posterior_width)
 
 
 def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Artifact:
     """Train the model on the latents, and export it with its codec and its experiment."""
     experiment = context.experiment
-    train = experiment.train.model_dump(mode="json", exclude={"max_failures"})
-    flip = experiment.corpus.flip
-    law = experiment.latents.model_dump(mode="json")["variance"]
-    sections = (experiment.model.model_dump(mode="json"), train, experiment.latents.mode)
-    key = context.key("model", codec.key, latents.key, sections, flip, *([law] if law else []))
+    corpus, law = experiment.corpus, experiment.latents.model_dump(mode="json")["variance"]
+    order = (corpus.flip, corpus.shuffle_window_chunks, corpus.lanes)
+    sections = (experiment.model.model_dump(mode="json"), _training_law(experiment.train))
+    parts = ("model", codec.key, latents.key, *sections, experiment.latents.mode, order, law)
+    key = context.key(*parts)
     with building("model", key) as finished:
         if finished:
             return _reused(context, finished)
         lineage = {"codec": codec.key, "latents": latents.key, **latents.lineage}
         artifact = Artifact("model", key, lineage=lineage)
-        cache = latent_cache(experiment, latents)
+        cache, drawing = latent_cache(experiment, latents), artifact.folder / "codec"
         summary = cache.summary() or {}
-        sizes = {split: tuple(rows) for split, rows in summary["rows"].items()}
-        drawing = codec.folder / "codec"
-        if (variance := experiment.latents.variance) is not None:
-            moments, source = moments_from(summary["moments"]), drawing
-            drawing = artifact.folder / "codec"
-            redrawn_codec(source, variance=variance, moments=moments, target=drawing)
-        training = ModelTraining(
-            key, experiment, artifact.folder, drawing, cache, context.splits, sizes
-        )
+        moments, variance = moments_from(summary["moments"]), experiment.latents.variance
+        source = codec.folder / "codec"
+        drawing_codec(source, variance=variance, moments=moments, target=drawing)
+        inputs = ModelInputs(experiment, context.splits, cache, drawing)
+        training = ModelTraining(key, experiment, artifact.folder, inputs)
         started = time.monotonic()
         with context.child("model", "model", key=key) as run:
             run.set_tags(lineage_tags(artifact))
@@ -205,6 +245,8 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
             train_followed(group, train_model, training, run, title="model", **how)
             metrics = last_metrics(training.folder / "journal.jsonl")
             run.log_metrics(_size(experiment))
+            if experiment.latents.mode != "cached":
+                metrics |= _tell_of_bad_stream(context, cache)
             artifact = replace(
                 artifact, metrics=metrics, run_id=run.run_id, seconds=time.monotonic() - started
             )
@@ -212,6 +254,26 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
             export_model(training, artifact, class_names=names)
             artifact.save()
         return artifact
+
+
+def _training_law(train: Train) -> dict[str, Any]:
+    """What of a training's section its result depends on. Global batches are the same for any
+    number of workers; their shards at ZeRO 1 to 3 are not, and only their own number goes on."""
+    placement = {"max_failures", "cpus_per_worker", "gpus_per_worker", "threads_per_worker"}
+    if train.zero.stage == 0:
+        placement |= {"workers"}
+    return train.model_dump(mode="json", exclude=placement)
+
+
+def _tell_of_bad_stream(context: StageContext, cache: LatentCache) -> dict[str, float]:
+    """The records that could not be used, of all that was read while the model was trained."""
+    tally = BadTally()
+    for state in cache.bad_states():
+        tally.merge(BadTally.from_state(state))
+    bad = BadRecords(tally)
+    if "latentlm.sweep" not in context.tags:
+        bad.log(context.parent)
+    return bad.counts()
 
 
 def evaluate_model(context: StageContext, model: Artifact) -> Artifact:

@@ -84,6 +84,6 @@ def test_what_a_view_names_is_written(view: View) -> None:
 def test_a_name_that_nothing_writes_is_seen() -> None:
     assert is_written("frechet_efficientnet_lite0_above_reconstruction")
     assert is_written("reconstruction_psnr_sigma_0.25")
-    assert is_written("images_per_s")
+    assert is_written("items_per_s")
     assert not is_written("pictures_per_s")
     assert not is_written("generated_correctness")

@@ -13,7 +13,25 @@ from latentlm.settings.rules import Problem
 from latentlm_platform.experiment.fields import Fraction, Positive, Rate, Section, by_kind
 
 
-class Corpus(Section):
+class Reading(Section):
+    """How any corpus is read: in which pieces, in which order, by how many."""
+
+    chunk_records: Positive = Field(512, description="Records read, cached, shuffled together.")
+    shuffle_window_chunks: Positive = Field(16, description="Chunks mixed with each other.")
+    lanes: Positive = Field(
+        8, description="Orders that every batch takes its rows from alike; workers share them out."
+    )
+    readers: Positive = Field(1, description="Tasks that read ahead for each Train worker.")
+    max_bad_fraction: Fraction = Field(0.1, description="More unreadable records end the run.")
+
+
+TooLong = Annotated[
+    Literal["refuse", "skip"],
+    Field(description="What becomes of a record with a part longer than a row."),
+]
+
+
+class Corpus(Reading):
     """Raw images with a class each, and how a record becomes a signal."""
 
     kind: Literal["class_images"] = "class_images"
@@ -34,10 +52,6 @@ class Corpus(Section):
     flip: bool = Field(True, description="Mirror half of the images while training.")
     image_column: str = Field("image", description="Parquet column of image bytes.")
     label_column: str = Field("label", description="Parquet column or tar extension of the class.")
-    chunk_records: Positive = Field(512, description="Records read, cached and shuffled together.")
-    shuffle_window_chunks: Positive = Field(16, description="Chunks mixed with each other.")
-    readers: Positive = Field(1, description="Tasks that read ahead for each Train worker.")
-    max_bad_fraction: Fraction = Field(0.1, description="More unreadable records end the run.")
     max_pixels: Positive = Field(50_000_000, description="Larger images are refused as bombs.")
 
     def problems(self) -> Iterator[Problem]:
@@ -55,7 +69,7 @@ class MixtureSource(Section):
     )
 
 
-class MultimodalMixture(Section):
+class MultimodalMixture(Reading):
     """Text, image-text pairs and interleaved pages (§3.2.1), packed into rows of one length."""
 
     kind: Literal["multimodal_mixture"]
@@ -71,10 +85,7 @@ class MultimodalMixture(Section):
     text_column: str = Field("text", description="Parquet column or tar extension of the text.")
     image_column: str = Field("image", description="Parquet column of image bytes.")
     held_out_fraction: Fraction = 0.001
-    chunk_records: Positive = Field(512, description="Records read and shuffled together.")
-    shuffle_window_chunks: Positive = Field(16, description="Chunks mixed with each other.")
-    readers: Positive = Field(1, description="Tasks that read ahead for each Train worker.")
-    max_bad_fraction: Fraction = Field(0.1, description="More unreadable records end the run.")
+    too_long: TooLong = "refuse"
     max_pixels: Positive = Field(50_000_000, description="Larger images are refused as bombs.")
 
     def problems(self) -> Iterator[Problem]:
@@ -85,7 +96,7 @@ class MultimodalMixture(Section):
                 return
 
 
-class TranscribedSpeech(Section):
+class TranscribedSpeech(Reading):
     """Recordings with their text (§3.3.2), and the prompt that speech is continued from."""
 
     kind: Literal["transcribed_speech"]
@@ -110,10 +121,8 @@ class TranscribedSpeech(Section):
     audio_column: str = Field("audio", description="Parquet column of audio bytes.")
     text_column: str = Field("text", description="Parquet column or tar extension of the text.")
     speaker_column: str = Field("speaker", description="Parquet column of who speaks.")
-    chunk_records: Positive = Field(128, description="Records read and shuffled together.")
-    shuffle_window_chunks: Positive = Field(16, description="Chunks mixed with each other.")
-    readers: Positive = Field(1, description="Tasks that read ahead for each Train worker.")
-    max_bad_fraction: Fraction = Field(0.1, description="More unreadable records end the run.")
+    chunk_records: Positive = Field(128, description="Records read, cached, shuffled together.")
+    too_long: TooLong = "refuse"
 
     def problems(self) -> Iterator[Problem]:
         yield from _held_out_problems(self.held_out_source, self.held_out_fraction)

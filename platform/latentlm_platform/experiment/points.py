@@ -42,7 +42,7 @@ REPORTED = (
     "reconstruction_ssim",
     "validation_loss",
     "loss",
-    "images_per_s_median",
+    "items_per_s_median",
     "collapsed_channels",
     "variance_collapsed_channels",
     "latent_std",

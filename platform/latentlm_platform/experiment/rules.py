@@ -6,15 +6,17 @@ A rule is `(dotted path, sentence)`; where a sentence starts with a number, it i
 from collections.abc import Iterator
 
 from latentlm.settings import SpeechCodecSettings
-from latentlm.settings.rules import Problem, divides
+from latentlm.settings.rules import Problem
 from latentlm_platform.experiment.corpora import Corpus, CorpusKind, MultimodalMixture
 from latentlm_platform.experiment.fields import Section
 from latentlm_platform.experiment.models import CodeModel
 from latentlm_platform.experiment.sections import (
     CodecKind,
+    CodecTraining,
     Experiment,
     ImageCodec,
     ModelKind,
+    Train,
     VectorQuantizedCodec,
     codec_settings,
     model_settings,
@@ -52,17 +54,39 @@ def rules(experiment: Experiment) -> Iterator[Problem]:
             f"another law needs a codec whose noise is not its own to predict, and this one is"
             f" {kind}: remove latents.variance, or choose codec.variance.kind fixed or half_normal",
         )
-    codec = experiment.codec.training
-    for path, sentence in divides(
-        "workers", codec.workers, "codec.training.batch_size", codec.batch_size
-    ):
-        yield f"codec.training.{path}", sentence
+    yield from _lane_rules(experiment)
     scales = {"sample.cfg_scale": experiment.sample.cfg_scale}
     scales |= {f"evaluate.cfg_scales.{i}": s for i, s in enumerate(experiment.evaluate.cfg_scales)}
     if experiment.train.label_dropout == 0:
         for path, scale in scales.items():
             if scale != 1:
                 yield path, f"{scale} needs train.label_dropout above 0; guidance is never trained"
+
+
+def _lane_rules(experiment: Experiment) -> Iterator[Problem]:
+    """Every batch takes its rows from all lanes alike, and workers own whole lanes."""
+    lanes = experiment.corpus.lanes
+    sections: dict[str, CodecTraining | Train] = {
+        "codec.training": experiment.codec.training,
+        "train": experiment.train,
+    }
+    for name, section in sections.items():
+        if section.batch_size % lanes:
+            down, up = section.batch_size // lanes * lanes, -(-section.batch_size // lanes) * lanes
+            yield (
+                f"{name}.batch_size",
+                f"{section.batch_size} is not divisible by corpus.lanes = {lanes};"
+                f" choose {f'{down} or {up}' if down else up}",
+            )
+        if lanes % section.workers:
+            fitting = [n for n in range(1, lanes + 1) if lanes % n == 0]
+            near = sorted(fitting, key=lambda n: abs(n - section.workers))[:2]
+            yield (
+                f"{name}.workers",
+                f"{section.workers} does not divide corpus.lanes = {lanes}; choose"
+                f" {' or '.join(map(str, sorted(near)))}, or change corpus.lanes, which begins"
+                " another order",
+            )
 
 
 def _section_rules(section: Section, prefix: str) -> Iterator[Problem]:

@@ -190,11 +190,15 @@ AnyCodec = Annotated[
 class Latents(Section):
     """Encoding with the frozen codec: an actor pool, and the cache of posteriors on disk."""
 
-    mode: Literal["cached", "streamed"] = Field(
+    mode: Literal["cached", "streamed", "write_through"] = Field(
         "cached",
-        description="cached: encode once into the latent cache; streamed: encode in every epoch.",
+        description="cached: encode once, then train from the latent cache; streamed: encode in"
+        " every epoch; write_through: the first epoch encodes while it trains and fills the cache.",
     )
-    actors: Positive = Field(1, description="Encoder actors; when streamed, for each Train worker.")
+    statistics_records: Positive = Field(
+        8192, description="Records that scale latents, where not all are encoded beforehand."
+    )
+    actors: Positive = Field(1, description="Encoder actors; unless cached, for each Train worker.")
     cpus_per_actor: Rate = 1.0
     gpus_per_actor: Weight = 0.0
     batch_size: Positive = Field(256, description="Images encoded at once.")

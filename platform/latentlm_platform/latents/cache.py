@@ -1,69 +1,61 @@
-"""The latent cache: posterior parameters on disk, addressed by what they were computed from.
+"""The latent cache: encoded records on disk, addressed by what they were computed from.
 
 Key: corpus manifest, preprocessing, encoder parameters; never statistics, never noise, which is
-drawn anew each time a batch is used. One uncompressed Arrow file a chunk and split, memory-mapped,
-so that any row is read without its neighbours. A cache is complete when `cache.json` exists; shards
-are renamed into place, so that an interrupted encoding goes on where it stopped.
+drawn anew each time a batch is used. One uncompressed Arrow file a chunk and split, a row a record,
+any number of signals and latents in it; memory-mapped, so that any row is read without its
+neighbours. A shard is renamed into place, its report after it: an interrupted encoding goes on
+where it stopped.
 """
 
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from latentlm_platform.batches.ordering import IntArray, Rows
 from latentlm_platform.errors import UserError
+from latentlm_platform.latents.encoded import SIDES, EncodedChunk
 
 SUMMARY = "cache.json"
-FloatArray = npt.NDArray[np.float32]
-
-
-class Posteriors(NamedTuple):
-    """Posterior parameters in order: [n, N, Z] means (and stds, for diagonal-Gaussian codecs)."""
-
-    mean_BNZ: FloatArray
-    std_BNZ: FloatArray | None
-    labels_B: IntArray
+FORMAT = 2  # of the shards
+OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Shards of posteriors in a folder; `orientations` is 2 where images are mirrored too."""
+    """Shards of encoded chunks in a folder; latents of `latent_width` numbers."""
 
     folder: Path
-    latent_count: int
     latent_width: int
-    orientations: int
-    with_std: bool
 
     def shard_path(self, split: str, chunk: int) -> Path:
-        return self.folder / split / f"{chunk:06d}.arrow"
+        return self.folder / split / f"{chunk // 1000:04d}" / f"{chunk:07d}.arrow"
 
-    def write_shard(
-        self,
-        split: str,
-        chunk: int,
-        *,
-        keys: Sequence[str],
-        labels_B: IntArray,
-        mean_BONZ: FloatArray,
-        std_BONZ: FloatArray | None,
+    def report_path(self, split: str, chunk: int) -> Path:
+        return self.shard_path(split, chunk).with_suffix(".json")
+
+    def write_chunk(
+        self, split: str, chunk: int, encoded: EncodedChunk, *, keys: Sequence[str]
     ) -> None:
-        """Write one chunk's posteriors; the file appears whole or not at all."""
-        columns = {"key": pa.array(keys, pa.string()), "label": pa.array(labels_B)}
-        for name, values in (("mean", mean_BONZ), ("std", std_BONZ)):
-            if values is None:
-                continue
-            for side in range(self.orientations):
-                flat = pa.array(np.ascontiguousarray(values[:, side]).reshape(-1))
-                width = self.latent_count * self.latent_width
-                columns[f"{name}_{side}"] = pa.FixedSizeListArray.from_arrays(flat, width)
+        """Write a shard; it appears whole or not at all."""
+        part_starts = encoded.part_starts
+        columns = {
+            "key": pa.array(keys, pa.string()),
+            "id": pa.array(encoded.ids),
+            "kinds": _lists(part_starts, encoded.kinds),
+            "scored": _lists(part_starts, encoded.scored.astype(np.uint8)),
+            "lengths": _lists(part_starts, encoded.lengths),
+            "words": _lists(encoded.word_rows(), encoded.words),
+        }
+        rows = encoded.latent_rows() * self.latent_width
+        for name in ("mean", "std"):
+            for side, values in zip(SIDES, getattr(encoded, name), strict=False):
+                columns[f"{name}{side}"] = _lists(rows, values.reshape(-1))
         path = self.shard_path(split, chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -72,47 +64,97 @@ class LatentCache:
             writer.write_table(table)
         partial.rename(path)
 
-    def read_rows(self, split: str, rows: Rows, *, mirrored_B: npt.NDArray[np.bool_]) -> Posteriors:
-        """The posteriors of these rows, in order, of the image or of its mirror image."""
-        count = len(rows.ids)
-        shape = (count, self.latent_count, self.latent_width)
-        mean, labels = np.empty(shape, np.float32), np.empty(count, np.int64)
-        std = np.empty(shape, np.float32) if self.with_std else None
-        for chunk in np.unique(rows.chunks).tolist():
-            table = self._open_shard(split, chunk)
-            for side in (0, 1) if self.orientations == 2 else (0,):
-                places = np.flatnonzero((rows.chunks == chunk) & (mirrored_B == bool(side)))
-                if not len(places):
-                    continue
-                taken = table.take(pa.array(rows.rows[places]))
-                labels[places] = taken["label"].to_numpy()
-                mean[places] = self._column(taken, f"mean_{side}")
-                if std is not None:
-                    std[places] = self._column(taken, f"std_{side}")
-        return Posteriors(mean, std, labels)
+    def read_chunk(self, split: str, chunk: int) -> EncodedChunk:
+        """A chunk by memory map: what is read of it later is what is looked at."""
+        return _open_shard(self.shard_path(split, chunk), self.latent_width)
 
-    def _open_shard(self, split: str, chunk: int) -> pa.Table:
-        path = self.shard_path(split, chunk)
-        try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"the latent cache shard {path} cannot be read ({error});"
-                f" remove the folder {self.folder} and run again to encode it anew"
-            ) from error
+    def write_report(self, split: str, chunk: int, report: dict[str, Any]) -> None:
+        """Say that a chunk has been encoded, and what was found: records, bad ones, moments."""
+        path = self.report_path(split, chunk)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, json.dumps(report))
 
-    def _column(self, table: pa.Table, name: str) -> FloatArray:
-        flat = table[name].combine_chunks().flatten().to_numpy()
-        values: FloatArray = flat.reshape(len(table), self.latent_count, self.latent_width)
-        return values
+    def read_report(self, split: str, chunk: int) -> dict[str, Any]:
+        """What `write_report` wrote."""
+        report: dict[str, Any] = json.loads(
+            self.report_path(split, chunk).read_text(encoding="utf-8")
+        )
+        return report
+
+    def has_chunk(self, split: str, chunk: int) -> bool:
+        """Whether a chunk has been encoded."""
+        return self.report_path(split, chunk).exists()
+
+    def note_bad(self, chunk: int, state: dict[str, Any]) -> None:
+        """Write down what could not be used of a chunk of the training split that is not kept."""
+        path = self.folder / "bad" / f"{chunk:07d}.json"
+        if state["counts"] and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, json.dumps(state))
+
+    def bad_states(self) -> Iterator[dict[str, Any]]:
+        """What could not be used of all chunks of the training split that were read so far."""
+        for path in sorted((self.folder / "bad").glob("*.json")):
+            yield json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((self.folder / "train").glob("*/*.json")):
+            yield json.loads(path.read_text(encoding="utf-8"))["bad"]
 
     def commit(self, summary: dict[str, Any]) -> None:
-        """Mark the cache complete. `summary`: shard sizes by split, moments, bad records."""
-        partial = self.folder / "cache.json.partial"
-        partial.write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        partial.rename(self.folder / SUMMARY)
+        """Mark the pass over the corpus complete. `summary`: moments, bad records, counts."""
+        _write(self.folder / SUMMARY, json.dumps({"format": FORMAT, **summary}, indent=1))
 
     def summary(self) -> dict[str, Any] | None:
-        """What `commit` wrote, or None while the cache is incomplete."""
+        """What `commit` wrote, or None while the pass is incomplete."""
         path = self.folder / SUMMARY
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def old_caches(artifacts: Path) -> int:
+    """How many caches among these artifacts an earlier version wrote, which nobody reads now."""
+    found = (json.loads(p.read_text(encoding="utf-8")) for p in artifacts.glob(f"*/{SUMMARY}"))
+    return sum(summary.get("format") != FORMAT for summary in found)
+
+
+@functools.lru_cache(maxsize=OPEN_SHARDS)
+def _open_shard(path: Path, latent_width: int) -> EncodedChunk:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"the latent cache shard {path} cannot be read ({error});"
+            f" remove the folder {path.parents[2]} and run again to encode it anew",
+            exit_code=1,
+        ) from error
+    flat = {name: _flat(table, name) for name in table.column_names if name not in ("key", "id")}
+    signals = {
+        name: tuple(
+            flat[f"{name}{side}"].reshape(-1, latent_width)
+            for side in SIDES
+            if f"{name}{side}" in flat
+        )
+        for name in ("mean", "std")
+    }
+    return EncodedChunk(
+        ids=table["id"].chunk(0).to_numpy(),
+        part_starts=table["kinds"].chunk(0).offsets.to_numpy(),
+        kinds=flat["kinds"],
+        scored=flat["scored"].view(np.bool_),
+        lengths=flat["lengths"],
+        words=flat["words"],
+        **signals,
+    )
+
+
+def _lists(starts: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> Any:
+    return pa.LargeListArray.from_arrays(pa.array(starts, pa.int64()), pa.array(values))
+
+
+def _flat(table: Any, name: str) -> np.ndarray[Any, Any]:
+    values: np.ndarray[Any, Any] = table[name].chunk(0).values.to_numpy()
+    return values
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)

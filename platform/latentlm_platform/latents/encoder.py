@@ -1,53 +1,94 @@
-"""The frozen codec in a Ray Data actor pool: rows of pixels in, rows of posteriors out."""
+"""The frozen codec in a Ray Data actor pool: decoded chunks in, encoded chunks out."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from latentlm.load import load_codec
 from latentlm.signals import pixels_to_signal
-from latentlm_platform.latents.wire_rows import Row, pack_row, unpack_row
+from latentlm_platform.hardware import pick_device
+from latentlm_platform.latents.encoded import IMAGE, SIDES, SOUND
+from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
+
+Posterior = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
 
 
 class EncoderActor:
-    """Encodes the `pixels` of a row, in batches; adds `mean` and, where predicted, `std`.
+    """Encodes the signals of a chunk, in batches: adds `mean` and, where predicted, `std`.
 
-    With two orientations each is [n, 2, N, Z], the second one of the mirrored image; with one,
-    [n, 1, N, Z].
+    A chunk is always encoded whole and in its own order: what a record is encoded to, to the last
+    bit, does not depend on why it is. With two orientations `mean_mirrored` is of the mirrored
+    pictures; a row that says `mirrored` (bool by picture) has that orientation of each instead.
     """
 
     def __init__(self, codec_folder: Path, *, batch_size: int, orientations: int) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device()
         if self.device.type == "cpu":
             torch.set_num_threads(1)
         self.codec = load_codec(codec_folder).to(self.device).eval()
-        self.batch_size = batch_size
-        self.orientations = orientations
+        self.batch_size, self.orientations = batch_size, orientations
 
     def __call__(self, row: Row) -> Row:
-        arrays = unpack_row(row)
-        pixels = arrays.pop("pixels")
-        sides = [self._encode(pixels[:, :, ::-1] if side else pixels) for side in self._sides()]
-        arrays["mean"] = np.stack([mean for mean, _ in sides], axis=1)
-        stds = [std for _, std in sides if std is not None]
-        if stds:
-            arrays["std"] = np.stack(stds, axis=1)
-        return pack_row(arrays)
+        return pack_row(self.encode(unpack_row(row)))
 
-    def _sides(self) -> range:
-        return range(self.orientations)
+    def encode(self, arrays: Arrays) -> Arrays:
+        """The arrays of an `EncodedChunk` in place of the signals, beside whatever else came."""
+        kinds, lengths = arrays["kinds"], arrays["lengths"].copy()
+        pixels = arrays.pop("pixels", None)
+        samples = arrays.pop("samples", None)
+        sounds = [] if samples is None else np.split(samples, arrays.pop("sample_ends"))
+        mirrored = arrays.pop("mirrored", None)
+        for side in range(self.orientations):
+            found: list[Posterior] = []
+            if pixels is not None:
+                turned = _turned(pixels, side=side, mirrored=mirrored)
+                pictures = self._encode_pictures(turned)
+                lengths[kinds == IMAGE] = pictures[0].shape[1]
+                found.append(pictures)
+            if sounds:
+                spoken = [self._encode(torch.from_numpy(s.copy())[None]) for s in sounds]
+                lengths[kinds == SOUND] = [mean.shape[1] for mean, _ in spoken]
+                found += spoken
+            mean, std = self._joined(found)
+            arrays[f"mean{SIDES[side]}"] = mean
+            if std is not None:
+                arrays[f"std{SIDES[side]}"] = std
+        return arrays | {"lengths": lengths}
+
+    def _encode_pictures(self, pixels_BYXC: npt.NDArray[np.uint8]) -> Posterior:
+        parts = [
+            self._encode(pixels_to_signal(torch.from_numpy(batch.copy())))
+            for start in range(0, len(pixels_BYXC), self.batch_size)
+            for batch in [pixels_BYXC[start : start + self.batch_size]]
+        ]
+        stds = [std for _, std in parts if std is not None]
+        return np.concatenate([m for m, _ in parts]), np.concatenate(stds) if stds else None
 
     @torch.inference_mode()
-    def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[Any, Any]:
-        means, stds = [], []
-        for start in range(0, len(pixels), self.batch_size):
-            batch = np.ascontiguousarray(pixels[start : start + self.batch_size])
-            posterior = self.codec.encode(pixels_to_signal(torch.from_numpy(batch)).to(self.device))
-            means.append(posterior.mean_BNZ.float().cpu().numpy())
-            if posterior.std_BNZ is not None:
-                stds.append(posterior.std_BNZ.float().cpu().numpy())
-        shape = (0, self.codec.latent_count, self.codec.latent_width)
-        empty = np.empty(shape, np.float32)
-        return np.concatenate([empty, *means]), np.concatenate([empty, *stds]) if stds else None
+    def _encode(self, signal: torch.Tensor) -> Posterior:
+        posterior = self.codec.encode(signal.to(self.device))
+        std = posterior.std_BNZ
+        return posterior.mean_BNZ.float().cpu().numpy(), (
+            None if std is None else std.float().cpu().numpy()
+        )
+
+    def _joined(self, found: list[Posterior]) -> Posterior:
+        """All latents of the chunk, one below the other."""
+        width = self.codec.latent_width
+        empty = np.empty((0, width), np.float32)
+        means = [mean.reshape(-1, width) for mean, _ in found]
+        stds = [std.reshape(-1, width) for _, std in found if std is not None]
+        return np.concatenate([empty, *means]), np.concatenate(stds) if stds else None
+
+
+def _turned(
+    pixels_BYXC: npt.NDArray[np.uint8], *, side: int, mirrored: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[np.uint8]:
+    """The pictures of one orientation, or each in its own."""
+    if mirrored is None:
+        return pixels_BYXC[:, :, ::-1] if side else pixels_BYXC
+    turned = pixels_BYXC.copy()
+    turned[mirrored] = turned[mirrored][:, :, ::-1]
+    return turned

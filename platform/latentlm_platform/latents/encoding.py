@@ -1,11 +1,12 @@
 """The encoding pass: records → decode → frozen codec → latent cache, streamed by Ray Data.
 
-One pass over the corpus gives the cache, the latent statistics and the list of bad records. A row
-is one chunk of one split; finished chunks are kept, so an interrupted pass goes on where it was.
+One pass over some chunks gives their shards, the latent statistics and the count of bad records. An
+item is one chunk of one split; finished chunks are kept, so an interrupted pass goes on where it
+was.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,170 +15,166 @@ import numpy as np
 import torch
 
 from latentlm.codec.sigma import LatentMoments
-from latentlm_platform.batches.stream import DATA_TASK_CPUS, quieten_data
-from latentlm_platform.corpora.class_images import BadRecord
-from latentlm_platform.corpora.splits import Splits
+from latentlm_platform.corpora.bad_records import BadTally
 from latentlm_platform.experiment.sections import Latents
 from latentlm_platform.latents.cache import LatentCache
+from latentlm_platform.latents.data_graph import TASK_CPUS, Item, arrays_of, read_items
+from latentlm_platform.latents.decoding import ChunkDecoder
+from latentlm_platform.latents.encoded import EncodedChunk
 from latentlm_platform.latents.encoder import EncoderActor
-from latentlm_platform.latents.wire_rows import Row, pack_row, unpack_row
+from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
 
 SPLITS = ("train", "held_out")
-Progress = Callable[[int, int], None]
+SPREAD_CHUNKS = 16
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class EncodingPass:
-    """What is encoded, by which codec, into which cache.
+    """Which chunks of each split are encoded, by which codec, into which cache."""
 
-    `kept_splits` are written to the cache; the others only give statistics and bad records.
-    """
-
-    splits: Splits
+    decoders: Mapping[str, ChunkDecoder]
+    chunks: Mapping[str, tuple[int, ...]]
     codec_folder: Path
     cache: LatentCache
     latents: Latents
-    kept_splits: tuple[str, ...] = SPLITS
+    orientations: int
 
     def run(self, *, on_progress: Progress) -> dict[str, Any]:
-        """Encode what is missing; the summary of the whole cache, bad records included.
-
-        `on_progress` is told (records done, records in all).
-        """
-        todo = [
-            (s, c) for s in SPLITS for c in self._chunks(s) if not self._report_path(s, c).exists()
-        ]
-        sizes = {s: self._sizes(s) for s in SPLITS}
-        total = sum(sum(sizes[s]) for s in SPLITS)
-        done = total - sum(sizes[s][c] for s, c in todo)
-        on_progress(done, total)
-        for split, chunk in self._encode(todo):
-            done += sizes[split][chunk]
-            on_progress(done, total)
+        """Encode what is missing; the summary of these chunks. `on_progress`: records done."""
+        items = [(SPLITS.index(split), chunk) for split in SPLITS for chunk in self.chunks[split]]
+        todo: list[Item] = [(s, c) for s, c in items if not self.cache.has_chunk(SPLITS[s], c)]
+        done = self.records - sum(self._size(item) for item in todo)
+        on_progress(done)
+        if todo:
+            encoded = encode_items(
+                todo,
+                _PassReader(self.decoders),
+                codec_folder=self.codec_folder,
+                latents=self.latents,
+                orientations=self.orientations,
+                readers=1,
+            )
+            written = encoded.map(ShardWriter(self.cache), num_cpus=TASK_CPUS)
+            for arrays in arrays_of(written):
+                done += self._size((int(arrays["split"][0]), int(arrays["chunk"][0])))
+                on_progress(done)
         return self._summary()
 
-    def _encode(self, todo: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-        if not todo:
-            return
-        import ray.data
+    @property
+    def records(self) -> int:
+        """Records of all these chunks, the bad ones too."""
+        splits = enumerate(SPLITS)
+        return sum(self._size((s, chunk)) for s, name in splits for chunk in self.chunks[name])
 
-        quieten_data()
-        items = [{"split": split, "chunk": chunk} for split, chunk in todo]
-        rows = ray.data.from_items(items, override_num_blocks=len(items))
-        decoded = rows.map(_ChunkReader(self.splits), num_cpus=DATA_TASK_CPUS)
-        encoded = decoded.map(
-            EncoderActor,
-            fn_constructor_args=(self.codec_folder,),
-            fn_constructor_kwargs={
-                "batch_size": self.latents.batch_size,
-                "orientations": self.cache.orientations,
-            },
-            compute=ray.data.ActorPoolStrategy(size=self.latents.actors),
-            num_cpus=self.latents.cpus_per_actor,
-            num_gpus=self.latents.gpus_per_actor or None,
-        )
-        written = encoded.map(_ShardWriter(self), num_cpus=DATA_TASK_CPUS)
-        for row in written.iter_rows():
-            yield SPLITS[int(row["split"])], int(row["chunk"])
-
-    def _chunks(self, split: str) -> range:
-        return range(len(self._sizes(split)))
-
-    def _sizes(self, split: str) -> tuple[int, ...]:
-        sizes: tuple[int, ...] = getattr(self.splits, split).chunk_sizes
-        return sizes
-
-    def _report_path(self, split: str, chunk: int) -> Path:
-        return self.cache.shard_path(split, chunk).with_suffix(".json")
-
-    def write_chunk(self, arrays: dict[str, Any]) -> None:
-        """Write a shard and, last, its report: records, bad ones, moments of the posterior."""
-        split, chunk = SPLITS[int(arrays["split"][0])], int(arrays["chunk"][0])
-        about = json.loads(arrays["about"].tobytes())
-        std = arrays.get("std")
-        if split in self.kept_splits:
-            self.cache.write_shard(
-                split,
-                chunk,
-                keys=about["keys"],
-                labels_B=arrays["labels"],
-                mean_BONZ=arrays["mean"],
-                std_BONZ=std,
-            )
-        moments = LatentMoments.of_width(self.cache.latent_width)
-        flat = (-1, self.cache.latent_count, self.cache.latent_width)
-        moments.add(
-            torch.from_numpy(arrays["mean"].reshape(flat).copy()),
-            None if std is None else torch.from_numpy(std.reshape(flat).copy()),
-        )
-        report = {
-            "rows": len(about["keys"]),
-            "bad": about["bad"],
-            "moments": moments_state(moments),
-        }
-        path = self._report_path(split, chunk)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(report), encoding="utf-8")
-        partial.rename(path)
+    def _size(self, item: Item) -> int:
+        split, chunk = item
+        return int(self.decoders[SPLITS[split]].split.chunk_sizes[chunk])
 
     def _summary(self) -> dict[str, Any]:
+        tally = BadTally()
         moments = LatentMoments.of_width(self.cache.latent_width)
-        rows: dict[str, list[int]] = {}
-        bad: list[dict[str, str]] = []
         for split in SPLITS:
-            reports = [
-                json.loads(self._report_path(split, chunk).read_text(encoding="utf-8"))
-                for chunk in self._chunks(split)
-            ]
-            rows[split] = [report["rows"] for report in reports]
-            bad += [{"split": split, **record} for report in reports for record in report["bad"]]
-            if split == "train":
-                for report in reports:
+            for report in self._reports(split):
+                tally.merge(BadTally.from_state(report["bad"]))
+                if split == "train":
                     moments.merge(moments_from(report["moments"]))
-        return {"rows": rows, "bad_records": bad, "moments": moments_state(moments)}
+        return {
+            "records": self.records,
+            "bad_records": tally.state(),
+            "moments": moments_state(moments),
+        }
+
+    def _reports(self, split: str) -> Iterator[dict[str, Any]]:
+        return (self.cache.read_report(split, chunk) for chunk in self.chunks[split])
+
+    def chunk_moments(self) -> Iterator[LatentMoments]:
+        """The moments of each chunk of the training split, for the error of their sum."""
+        return (moments_from(report["moments"]) for report in self._reports("train"))
 
 
-class _ChunkReader:
-    """(split, chunk) → the decoded pixels of the chunk, and what could not be read."""
+def encode_items(
+    items: list[Item],
+    reader: Callable[[Item], Arrays],
+    *,
+    codec_folder: Path,
+    latents: Latents,
+    orientations: int,
+    readers: int,
+) -> Any:
+    """A Ray Data set of encoded chunks, in the order of the items, by an actor pool of its own."""
+    import ray.data
 
-    def __init__(self, splits: Splits) -> None:
-        self.splits = splits
-
-    def __call__(self, row: Row) -> Row:
-        split = getattr(self.splits, row["split"])
-        signals = split.decode_chunk(int(row["chunk"]))
-        good = [signal for signal in signals if not isinstance(signal, BadRecord)]
-        bad = [
-            {"key": signal.key, "kind": signal.kind, "reason": signal.reason}
-            for signal in signals
-            if isinstance(signal, BadRecord)
-        ]
-        about = json.dumps({"keys": [signal.key for signal in good], "bad": bad})
-        corpus = split.corpus
-        shape = (len(good), corpus.image_size, corpus.image_size, corpus.channels)
-        pixels = np.stack([s.pixels for s in good]) if good else np.empty(shape, np.uint8)
-        return pack_row(
-            {
-                "split": np.array([SPLITS.index(row["split"])]),
-                "chunk": np.array([row["chunk"]]),
-                "about": np.frombuffer(about.encode(), np.uint8),
-                "labels": np.array([signal.label for signal in good], np.int64),
-                "pixels": pixels,
-            }
-        )
+    return read_items(items, reader, readers=readers).map(
+        EncoderActor,
+        fn_constructor_args=(codec_folder,),
+        fn_constructor_kwargs={"batch_size": latents.batch_size, "orientations": orientations},
+        compute=ray.data.ActorPoolStrategy(size=latents.actors),
+        num_cpus=latents.cpus_per_actor,
+        num_gpus=latents.gpus_per_actor or None,
+    )
 
 
-class _ShardWriter:
-    """Writes an encoded chunk; passes on only which one it was."""
+class ShardWriter:
+    """Writes an encoded chunk and, last, its report; passes on only which one it was."""
 
-    def __init__(self, encoding: EncodingPass) -> None:
-        self.encoding = encoding
+    def __init__(self, cache: LatentCache) -> None:
+        self.cache = cache
 
     def __call__(self, row: Row) -> Row:
         arrays = unpack_row(row)
-        self.encoding.write_chunk(arrays)
-        return {"split": int(arrays["split"][0]), "chunk": int(arrays["chunk"][0])}
+        split, chunk = SPLITS[int(arrays["split"][0])], int(arrays["chunk"][0])
+        about = json.loads(arrays["about"].tobytes())
+        encoded = EncodedChunk.of_arrays(arrays)
+        self.cache.write_chunk(split, chunk, encoded, keys=about["keys"])
+        moments = LatentMoments.of_width(self.cache.latent_width)
+        for side, mean in enumerate(encoded.mean):
+            std = torch.from_numpy(encoded.std[side].copy()) if encoded.std else None
+            moments.add(torch.from_numpy(mean.copy()), std)
+        report = {"rows": encoded.good, "bad": about["bad"], "moments": moments_state(moments)}
+        self.cache.write_report(split, chunk, report)
+        return pack_row({name: arrays[name] for name in ("split", "chunk")})
+
+
+class _PassReader:
+    """(split, chunk) → the decoded chunk."""
+
+    def __init__(self, decoders: Mapping[str, ChunkDecoder]) -> None:
+        self.decoders = decoders
+
+    def __call__(self, item: Item) -> Arrays:
+        split, chunk = item
+        return self.decoders[SPLITS[split]](chunk) | {"split": np.array([split], np.int64)}
+
+
+def sampled_chunks(sizes: Any, *, records: int, seed: int) -> tuple[int, ...]:
+    """Chunks drawn at random that hold at least `records`, in the order of their drawing.
+
+    No fewer than `SPREAD_CHUNKS`, since a corpus may be sorted by class; all, of a few.
+    """
+    held = np.flatnonzero(sizes)
+    drawn = np.random.default_rng([seed, 3]).permutation(held)
+    enough = int(np.searchsorted(np.cumsum(sizes[drawn]), records)) + 1
+    return tuple(drawn[: max(enough, SPREAD_CHUNKS)].tolist())
+
+
+def error_of(parts: Iterable[LatentMoments], scale: Callable[[LatentMoments], float]) -> float:
+    """The standard error of `scale` of all parts together: the jackknife over parts.
+
+    NaN of one part alone. Parts are chunks: records of a chunk may resemble one another.
+    """
+    together = list(parts)
+    if len(together) < 2:
+        return float("nan")
+    left_out = []
+    for gone in range(len(together)):
+        rest = LatentMoments.of_width(len(together[0].sum_Z))
+        for number, part in enumerate(together):
+            if number != gone:
+                rest.merge(part)
+        left_out.append(scale(rest))
+    spread = np.square(np.array(left_out) - np.mean(left_out)).sum()
+    return float(np.sqrt((len(left_out) - 1) / len(left_out) * spread))
 
 
 def moments_state(moments: LatentMoments) -> dict[str, Any]:

@@ -9,11 +9,17 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
+from latentlm_platform.batches.lane import Cursor
+
 MANIFEST = "MANIFEST.json"
+LANES_FILE = "lanes.json"
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,25 @@ def find_fault(checkpoint: Checkpoint) -> str | None:
         if _digest(path) != digest:
             return f"{name} differs from what was saved"
     return None
+
+
+def gather_cursors(mine: dict[int, Cursor]) -> list[dict[str, Any]]:
+    """The state of every lane's cursor, on every rank, in the order of the lanes."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, {lane: cursor.state() for lane, cursor in mine.items()})
+    states = {lane: state for part in parts for lane, state in part.items()}
+    return [states[lane] for lane in sorted(states)]
+
+
+def write_cursors(partial: Path, states: list[dict[str, Any]]) -> None:
+    """Put the cursors of all lanes into a checkpoint that is being made."""
+    (partial / LANES_FILE).write_text(json.dumps(states), encoding="utf-8")
+
+
+def read_cursors(found: Checkpoint, lanes: Iterable[int]) -> dict[int, Cursor]:
+    """The cursors of some lanes, whoever owned them when the checkpoint was made."""
+    states = json.loads((found.folder / LANES_FILE).read_text(encoding="utf-8"))
+    return {lane: Cursor.of(states[lane]) for lane in lanes}
 
 
 def retain(root: Path, *, latest: int, best: int) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,17 +22,24 @@ from latentlm.features import feature_net
 from latentlm.load import save_codec
 from latentlm.randomness import RowNoise
 from latentlm.signals import pixels_to_signal
-from latentlm_platform.batches.ordering import SampleOrder, Share
-from latentlm_platform.batches.stream import StreamSettings, stream_pixels
+from latentlm_platform.batches.lane import Cursor, LaneSource
+from latentlm_platform.batches.lanes import lanes_of
+from latentlm_platform.batches.shelves import (
+    PixelGraph,
+    StreamedShelf,
+    open_pixels,
+    order_of,
+    wishes,
+)
+from latentlm_platform.batches.streams import PictureBatch, Pictures, Share, read_ahead
 from latentlm_platform.corpora.splits import Splits
 from latentlm_platform.errors import UserError
-from latentlm_platform.evaluation.codec_scores import score_codec
 from latentlm_platform.experiment.sections import CodecObjective, Experiment, ImageCodec
 from latentlm_platform.hardware import pick_device
 from latentlm_platform.tracking.journal import Journal
 from latentlm_platform.training import checkpoints
 from latentlm_platform.training.exported_encoder import load_encoder
-from latentlm_platform.training.model_training import learning_rate_at
+from latentlm_platform.training.learning_rate import learning_rate_at
 from latentlm_platform.training.parameter_groups import layer_decay_groups, set_learning_rate
 from latentlm_platform.training.worker_group import note_end, stop_requested
 
@@ -103,6 +109,9 @@ class CodecWorker:
             self._optimizer(self.critic, layer_decay=1.0),
         ]
         self.journal = Journal(training.folder / "journal.jsonl")
+        lanes = self.experiment.corpus.lanes
+        own = lanes_of(self.rank, workers=self.workers, lanes=lanes)
+        self.cursors = {lane: Cursor.start(sources=1) for lane in own}
         self.step = self._restore()
 
     def _build_loss(self) -> CodecLoss:
@@ -142,14 +151,15 @@ class CodecWorker:
         self.critic.load_state_dict(state["critic"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        self.cursors = checkpoints.read_cursors(found, self.cursors)
         return found.step
 
     def run(self) -> None:
-        """Train to the last step or to a requested stop, then score on held-out images."""
+        """Train to the last step or to a requested stop."""
         how = "finished"
         self.clock = time.perf_counter()  # a step's time includes its wait for data
-        for signal, noise in self._batches():
-            stop = self._train_step(signal, noise)
+        for batch in self._batches():
+            stop = self._train_step(batch)
             last = self.step == self.settings.steps
             if last or stop or self.step % self.settings.checkpoint_every_steps == 0:
                 self._save()
@@ -160,38 +170,33 @@ class CodecWorker:
         if self.rank == 0:
             if how == "finished":
                 save_codec(self.training.folder / "codec", codec=self.codec.eval())
-                score_codec(self.codec, self.training.splits.held_out, folder=self.training.folder)
             note_end(self.training.folder, how)
         dist.barrier()
 
-    def _batches(self) -> Iterator[tuple[Tensor, RowNoise]]:
-        corpus, splits = self.experiment.corpus, self.training.splits
-        order = SampleOrder(
-            splits.train.chunk_sizes,
-            seed=self.experiment.seed,
-            window_chunks=corpus.shuffle_window_chunks,
-        )
-        settings = StreamSettings(
+    def _batches(self) -> Iterator[PictureBatch]:
+        corpus, split = self.experiment.corpus, self.training.splits.train
+        order = order_of(split, seed=self.experiment.seed)
+        share = Share(self.settings.batch_size, corpus.lanes, self.workers)
+        steps = self.settings.steps - self.step
+        rows = steps * share.rows_a_lane
+        wished = wishes(order, self.cursors, number=0)
+        leg = order.chunks_for(rows, lanes=len(self.cursors))
+        graph = PixelGraph(split, corpus.readers)
+        source = LaneSource(
+            name=corpus.source,
             order=order,
-            share=Share(self.settings.batch_size, self.rank, self.workers, 1),
-            first_step=self.step,
-            stop_step=self.settings.steps,
+            shelf=StreamedShelf(wished, graph, open_pixels, leg=leg),
             seed=self.experiment.seed,
             flip=corpus.flip,
-            readers=corpus.readers,
+            max_bad_fraction=corpus.max_bad_fraction,
         )
-        for arrays in (
-            stream_pixels(settings, splits.train) if self.step < self.settings.steps else ()
-        ):
-            pixels = torch.from_numpy(np.array(arrays["pixels"])).to(self.device)
-            ids, epochs = (
-                torch.from_numpy(np.array(arrays[name])).to(self.device)
-                for name in ("ids", "epochs")
-            )
-            noise = RowNoise(seed=self.experiment.seed, ids_B=ids, epochs_B=epochs)
-            yield pixels_to_signal(pixels), noise
+        return read_ahead(Pictures(source, share, self.cursors), steps=steps)
 
-    def _train_step(self, signal: Tensor, noise: RowNoise) -> bool:
+    def _train_step(self, batch: PictureBatch) -> bool:
+        pixels = torch.from_numpy(batch.pixels).to(self.device)
+        ids, epochs = (torch.from_numpy(a).to(self.device) for a in (batch.ids, batch.epochs))
+        noise = RowNoise(seed=self.experiment.seed, ids_B=ids, epochs_B=epochs)
+        signal = pixels_to_signal(pixels)
         rate = learning_rate_at(self.step, self.settings.steps, self.settings.optimizer)
         reconstruction, posterior, _ = self.parallel(signal, noise=noise)
         self.critic.requires_grad_(False)
@@ -212,6 +217,7 @@ class CodecWorker:
             )
             self._move(1, critic, rate)
         self.step += 1
+        self.cursors = {lane: Cursor.of(state) for lane, state in batch.cursors.items()}
         return self._journal_step(terms, critic, norm=norm, rate=rate)
 
     def _move(self, index: int, loss: Tensor, learning_rate: float) -> Tensor:
@@ -246,7 +252,7 @@ class CodecWorker:
             metrics = dict(zip(names, means, strict=True)) | {
                 "learning_rate": rate,
                 "gradient_norm": float(norm),
-                "images_per_s": self.settings.batch_size / (time.perf_counter() - self.clock),
+                "items_per_s": self.settings.batch_size / (time.perf_counter() - self.clock),
             }
             self.clock = time.perf_counter()
             self.journal.write(step=self.step, metrics=metrics)
@@ -254,6 +260,7 @@ class CodecWorker:
 
     def _save(self) -> None:
         partial = checkpoints.partial_folder(self.training.checkpoints, self.step)
+        states = checkpoints.gather_cursors(self.cursors)
         if self.rank == 0:
             partial.mkdir(parents=True, exist_ok=True)
             state = {
@@ -262,6 +269,7 @@ class CodecWorker:
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
             torch.save(state, partial / STATE_FILE)
+            checkpoints.write_cursors(partial, states)
             checkpoints.commit(partial, {"key": self.training.key, "step": self.step})
             checkpoints.retain(self.training.checkpoints, latest=2, best=0)
         dist.barrier()

@@ -39,7 +39,9 @@ def export_model(
         "class_names": json.dumps(list(class_names), ensure_ascii=False),
         **artifact.lineage,
     }
-    save_export(export, model=model, codec=load_codec(training.codec_folder), metadata=metadata)
+    save_export(
+        export, model=model, codec=load_codec(training.inputs.codec_folder), metadata=metadata
+    )
     (export / "experiment.yaml").write_text(text, encoding="utf-8")
     card = render_model_card(experiment, artifact)
     (export / "MODEL_CARD.md").write_text(card, encoding="utf-8")

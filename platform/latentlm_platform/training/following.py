@@ -71,7 +71,7 @@ class _Follower:
             if self.on_entry is not None:
                 self.on_entry(entry)
         if self.notes:
-            rate = f"{self.notes.get('images_per_s', 0):.0f} images/s"
+            rate = f"{self.notes.get('items_per_s', 0):.0f} images/s"
             bar.reach(self.step, note=f"loss {self.notes.get('loss', 0):.4f}, {rate}")
         for path in sorted(self.pictures.glob("*.png")):
             if path.name not in self.shown:
@@ -86,7 +86,7 @@ def last_metrics(journal: Path) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for entry in entries:
         metrics |= entry.metrics
-    speeds = [e.metrics["images_per_s"] for e in entries if "images_per_s" in e.metrics]
+    speeds = [e.metrics["items_per_s"] for e in entries if "items_per_s" in e.metrics]
     if speeds:
-        metrics["images_per_s_median"] = float(np.median(speeds))
+        metrics["items_per_s_median"] = float(np.median(speeds))
     return metrics

@@ -1,0 +1,257 @@
+"""One lane of a run: its records in order, composed to documents and packed into rows.
+
+What a lane gives depends on its corpora, the seed and its number alone. Its cursor says where it
+stands in each corpus and which documents wait for a row: whoever has the cursor goes on exactly
+there.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from latentlm.randomness import Draw, RowNoise
+from latentlm_platform.batches.documents import (
+    Composer,
+    Spans,
+    has_latents,
+    scored_of,
+    size_of,
+)
+from latentlm_platform.batches.lanes import IntArray, LaneOrder, Piece, Place
+from latentlm_platform.batches.packing import LOOKAHEAD, best_fit
+from latentlm_platform.errors import UserError
+
+SOURCE_IDS = 2**40  # records of one corpus at most: ids are unique over the sources of a run
+CUT_IDS = 2**52  # and over the documents that one record was cut into
+PATIENCE = 1_000  # records seen before a share of bad ones means anything
+
+
+class Chunk(Protocol):
+    """Records of a chunk, however they came here."""
+
+    ids: IntArray
+
+    def usable(self, row: int) -> bool:
+        """Whether the record can be used."""
+
+
+class Shelf(Protocol):
+    """Where a lane takes chunks from, in the order of its windows."""
+
+    def take(self, lane: int, epoch: int, piece: Piece) -> Any:
+        """The chunk of a piece, which this lane asks for once an epoch."""
+
+
+class Ref(NamedTuple):
+    """A document: which part of which record, in which epoch."""
+
+    source: int
+    epoch: int
+    chunk: int
+    row: int
+    cut: int = 0
+
+
+class LaneRecord(NamedTuple):
+    """A record as a lane meets it: read it from its chunk."""
+
+    ref: Ref
+    id: int
+    mirrored: bool
+    chunk: Any
+
+
+class LaneDocument(NamedTuple):
+    """A document on its way into a row; `id` keys its noise."""
+
+    ref: Ref
+    id: int
+    spans: Spans
+
+
+@dataclass
+class Cursor:
+    """Where a lane stands: its place in each source, documents that wait, what was drawn so far.
+
+    drawn counts scored positions by source: a mixture goes on from it.
+    """
+
+    places: list[Place]
+    waiting: list[Ref] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {"places": self.places, "waiting": self.waiting, "drawn": self.drawn}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Cursor":
+        """The cursor that `state` wrote."""
+        return cls(
+            [Place(*place) for place in state["places"]],
+            [Ref(*ref) for ref in state["waiting"]],
+            list(state["drawn"]),
+        )
+
+    @classmethod
+    def start(cls, sources: int) -> "Cursor":
+        """The beginning."""
+        return cls([Place()] * sources, [], [0] * sources)
+
+
+@dataclass(frozen=True)
+class LaneSource:
+    """A corpus as lanes read it. `weight`: its share of a mixture's scored positions."""
+
+    name: str
+    order: LaneOrder
+    shelf: Shelf
+    seed: int
+    flip: bool = False
+    weight: float = 1.0
+    max_bad_fraction: float = 1.0
+
+
+class LaneRecords:
+    """The usable records of a source in a lane's order, from a place on."""
+
+    def __init__(self, source: LaneSource, *, number: int, lane: int, place: Place) -> None:
+        self.source, self.number, self.lane, self.place = source, number, lane, place
+        self.seen = self.bad = 0
+        self._records = self._read()
+
+    def __next__(self) -> LaneRecord:
+        return next(self._records)
+
+    def _read(self) -> Iterator[LaneRecord]:
+        windows = self.source.order.windows_from(self.lane, self.place)
+        for epoch, window, pieces in windows:
+            if self.bad == self.seen > 2 * self.source.order.records:
+                raise UserError(f"no record of {self.source.name} can be used", exit_code=1)
+            place = self.place
+            here = (place.epoch, place.window) == (epoch, window)
+            chunks = [self.source.shelf.take(self.lane, epoch, piece) for piece in pieces]
+            yield from self._window(epoch, window, pieces, chunks, start=place.row if here else 0)
+            self.place = Place(epoch, window + 1, 0)
+
+    def _window(
+        self, epoch: int, window: int, pieces: Sequence[Piece], chunks: Sequence[Any], *, start: int
+    ) -> Iterator[LaneRecord]:
+        ends = np.cumsum([piece.size for piece in pieces])
+        order = self.source.order.shuffled(self.lane, epoch, window)
+        ids = np.concatenate([c.ids[p.first : p.last] for p, c in zip(pieces, chunks, strict=True)])
+        mirrored = mirrored_ids(ids, epoch, seed=self.source.seed, flip=self.source.flip)
+        for step in range(start, len(order)):
+            at = int(order[step])
+            which = int(np.searchsorted(ends, at, side="right"))
+            piece, chunk = pieces[which], chunks[which]
+            row = piece.first + at - (int(ends[which]) - piece.size)
+            self.place = Place(epoch, window, step + 1)
+            self.seen += 1
+            if chunk.usable(row):
+                ref = Ref(self.number, epoch, piece.chunk, row)
+                own = int(ids[at]) + self.number * SOURCE_IDS
+                yield LaneRecord(ref, own, bool(mirrored[at]), chunk)
+            else:
+                self._count_bad()
+
+    def _count_bad(self) -> None:
+        self.bad += 1
+        limit = self.source.max_bad_fraction
+        enough = self.seen >= min(PATIENCE, self.source.order.records // self.source.order.lanes)
+        if enough and self.bad > limit * self.seen:
+            raise UserError(
+                f"{self.bad} of {self.seen} records of {self.source.name} that came so far cannot"
+                f" be used, more than corpus.max_bad_fraction = {limit:g}: repair it or raise that",
+                exit_code=1,
+            )
+
+
+def mirrored_ids(ids: IntArray, epoch: int, *, seed: int, flip: bool) -> npt.NDArray[np.bool_]:
+    """Which of these records are mirrored in an epoch: a coin keyed by (seed, epoch, id)."""
+    if not flip:
+        return np.zeros(len(ids), np.bool_)
+    coin = RowNoise(seed=seed, ids_B=torch.from_numpy(ids.copy()), epochs_B=epoch)
+    mirrored: npt.NDArray[np.bool_] = (coin.uniform(Draw.FLIP, 1)[:, 0] < 0.5).numpy()
+    return mirrored
+
+
+class Lane:
+    """Rows of whole documents, one after another, for ever."""
+
+    def __init__(
+        self, sources: Sequence[LaneSource], composer: Composer, *, lane: int, cursor: Cursor
+    ) -> None:
+        self.sources, self.composer, self.lane = sources, composer, lane
+        self.records = [
+            LaneRecords(source, number=number, lane=lane, place=place)
+            for number, (source, place) in enumerate(zip(sources, cursor.places, strict=True))
+        ]
+        self.drawn = list(cursor.drawn)
+        self.waiting = [document for ref in cursor.waiting for document in self._again(ref)]
+
+    def next_row(self) -> list[LaneDocument]:
+        """The documents of the next row."""
+        self._fill(1)
+        length = self.composer.length
+        if size_of(self.waiting[0].spans) == length:
+            return [self.waiting.pop(0)]
+        self._fill(LOOKAHEAD)
+        sizes = [size_of(document.spans) for document in self.waiting]
+        latents = [has_latents(document.spans) for document in self.waiting]
+        chosen = best_fit(sizes, latents, length=length)
+        row = [self.waiting[i] for i in chosen]
+        self.waiting = [d for i, d in enumerate(self.waiting) if i not in set(chosen)]
+        return row
+
+    def cursor(self) -> Cursor:
+        """Where the lane stands now."""
+        places = [records.place for records in self.records]
+        return Cursor(places, [document.ref for document in self.waiting], list(self.drawn))
+
+    def _fill(self, count: int) -> None:
+        silent = 0
+        while len(self.waiting) < count:
+            number = self._neediest()
+            documents = self._compose(next(self.records[number]))
+            silent = 0 if documents else silent + 1
+            if silent > self.sources[number].order.records:
+                raise UserError(
+                    f"no record of {self.sources[number].name} makes a document of at most"
+                    f" {self.composer.length} positions; raise corpus.sequence_tokens",
+                    exit_code=1,
+                )
+            self.drawn[number] += sum(scored_of(document.spans) for document in documents)
+            self.waiting += documents
+
+    def _neediest(self) -> int:
+        """The source that lacks most of its share of the scored positions drawn so far."""
+        total = sum(self.drawn)
+        weights = [source.weight for source in self.sources]
+        whole = math.fsum(weights)
+        lacks = [w / whole * total - d for w, d in zip(weights, self.drawn, strict=True)]
+        return max(range(len(lacks)), key=lambda i: (lacks[i], -i))
+
+    def _compose(self, record: LaneRecord) -> list[LaneDocument]:
+        parts = record.chunk.parts(record.ref.row, mirrored=record.mirrored)
+        name = self.sources[record.ref.source].name
+        found = self.composer.compose(parts, key=f"{record.id % SOURCE_IDS} of {name}")
+        return [
+            LaneDocument(record.ref._replace(cut=cut), record.id + cut * CUT_IDS, spans)
+            for cut, spans in enumerate(found)
+        ]
+
+    def _again(self, ref: Ref) -> list[LaneDocument]:
+        """A document that waited when the cursor was taken."""
+        source = self.sources[ref.source]
+        chunk = source.shelf.take(self.lane, ref.epoch, Piece(ref.chunk, ref.row, ref.row + 1))
+        id_ = chunk.ids[ref.row : ref.row + 1]
+        mirrored = mirrored_ids(id_, ref.epoch, seed=source.seed, flip=source.flip)
+        own = int(id_[0]) + ref.source * SOURCE_IDS
+        record = LaneRecord(ref._replace(cut=0), own, bool(mirrored[0]), chunk)
+        return [self._compose(record)[ref.cut]]

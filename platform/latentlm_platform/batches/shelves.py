@@ -1,0 +1,255 @@
+"""Where lanes take chunks from: the latent cache, or Ray Data, which reads ahead of them.
+
+A worker asks Ray Data for the windows of its lanes in turn, as the lanes will need them; what comes
+before its lane wants it waits here. Reading goes on in legs of a bounded number of chunks, so that
+nothing that is planned before the first row grows with the steps of a run.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latentlm_platform.batches.lane import Cursor, mirrored_ids
+from latentlm_platform.batches.lanes import LaneOrder, Piece
+from latentlm_platform.corpora.records import Decoded
+from latentlm_platform.corpora.splits import Split
+from latentlm_platform.errors import UserError
+from latentlm_platform.experiment.sections import Latents
+from latentlm_platform.latents.cache import LatentCache
+from latentlm_platform.latents.data_graph import TASK_CPUS, Item, arrays_of, read_items
+from latentlm_platform.latents.decoding import ChunkDecoder
+from latentlm_platform.latents.encoded import IMAGE, EncodedChunk
+from latentlm_platform.latents.encoding import SPLITS, ShardWriter, encode_items
+from latentlm_platform.latents.wire_rows import Arrays
+
+SHORTEST_LEG = 64  # chunks
+
+
+class Wish(NamedTuple):
+    """A chunk that a lane will take: the whole of it, or records [first, last)."""
+
+    lane: int
+    epoch: int
+    chunk: int
+    first: int
+    last: int
+
+    @property
+    def piece(self) -> Piece:
+        return Piece(self.chunk, self.first, self.last)
+
+
+def wishes(order: LaneOrder, cursors: dict[int, Cursor], *, number: int) -> Iterator[Wish]:
+    """What some lanes will take of source `number` from their cursors on, for ever: first what
+    waits for a row, then a window of each lane in turn."""
+    for lane, cursor in cursors.items():
+        again = dict.fromkeys((r.epoch, r.chunk) for r in cursor.waiting if r.source == number)
+        for epoch, chunk in again:
+            yield Wish(lane, epoch, chunk, 0, int(order.sizes[chunk]))
+    windows = [order.windows_from(lane, c.places[number]) for lane, c in cursors.items()]
+    while True:
+        for lane, of_lane in zip(cursors, windows, strict=True):
+            epoch, _, pieces = next(of_lane)
+            yield from (Wish(lane, epoch, *piece) for piece in pieces)
+
+
+def order_of(split: Split, *, seed: int) -> LaneOrder:
+    """The order over a split, as its corpus's settings say; UserError where it is too small."""
+    corpus, records = split.corpus, int(split.chunk_sizes.sum())
+    if records < corpus.lanes:
+        raise UserError(
+            f"{corpus.source} has {records} records to train on, fewer than corpus.lanes ="
+            f" {corpus.lanes}; set corpus.lanes to a smaller number"
+        )
+    window = corpus.shuffle_window_chunks
+    return LaneOrder(split.chunk_sizes, seed=seed, lanes=corpus.lanes, window_chunks=window)
+
+
+@dataclass(frozen=True)
+class CachedShelf:
+    """Chunks of a whole latent cache, by memory map: nothing is read ahead, nothing waits."""
+
+    cache: LatentCache
+    split: str = "train"
+
+    def take(self, lane: int, epoch: int, piece: Piece) -> EncodedChunk:
+        """The chunk of a piece."""
+        return self.cache.read_chunk(self.split, piece.chunk)
+
+
+class StreamedShelf:
+    """Chunks that Ray Data makes as lanes need them, each once for every wish.
+
+    `graph` gives the arrays of some wishes, in their order; `open_chunk` makes a chunk of them.
+    """
+
+    def __init__(
+        self,
+        wished: Iterable[Wish],
+        graph: Callable[[Sequence[Wish]], Iterator[Arrays]],
+        open_chunk: Callable[[Arrays], Any],
+        *,
+        leg: int,
+    ) -> None:
+        self._wished, self._graph, self._open = iter(wished), graph, open_chunk
+        self._leg = max(leg, SHORTEST_LEG)
+        self._waiting: dict[tuple[int, int, int], Any] = {}
+        self._coming = self._run()
+
+    def take(self, lane: int, epoch: int, piece: Piece) -> Any:
+        """The chunk of a piece; one that waits for several documents of a cursor stays."""
+        key = (lane, epoch, piece.chunk)
+        while key not in self._waiting:
+            wish, chunk = next(self._coming)
+            self._waiting[wish.lane, wish.epoch, wish.chunk] = chunk
+        return self._waiting[key] if piece.size == 1 else self._waiting.pop(key)
+
+    def _run(self) -> Iterator[tuple[Wish, Any]]:
+        while leg := list(itertools.islice(self._wished, self._leg)):
+            for wish, arrays in zip(leg, self._graph(leg), strict=True):
+                yield wish, self._open(arrays)
+
+
+class WriteThroughShelf:
+    """Chunks of a latent cache that is filled while it is read: what is missing is encoded first.
+
+    `graph` encodes chunks, in order, and says when each is in the cache.
+    """
+
+    def __init__(
+        self,
+        wished: Iterable[Wish],
+        graph: Callable[[Sequence[Item]], Iterator[Arrays]],
+        cache: LatentCache,
+        *,
+        leg: int,
+    ) -> None:
+        self._wished, self._graph, self.cache = iter(wished), graph, cache
+        self._leg = max(leg, SHORTEST_LEG)
+        self._coming = self._run()
+
+    def take(self, lane: int, epoch: int, piece: Piece) -> EncodedChunk:
+        """The chunk of a piece, as soon as it is in the cache."""
+        while not self.cache.has_chunk(SPLITS[0], piece.chunk):
+            next(self._coming)
+        return self.cache.read_chunk(SPLITS[0], piece.chunk)
+
+    def _run(self) -> Iterator[Arrays]:
+        while leg := list(itertools.islice(self._wished, self._leg)):
+            chunks = dict.fromkeys(wish.chunk for wish in leg)
+            missing = [(0, c) for c in chunks if not self.cache.has_chunk(SPLITS[0], c)]
+            if missing:
+                yield from self._graph(missing)
+
+
+@dataclass(frozen=True)
+class EncodingGraph:
+    """How chunks of the training split are decoded and encoded on the way to a worker."""
+
+    decoder: ChunkDecoder
+    codec_folder: Path
+    latents: Latents
+    readers: int
+    flip: bool
+    seed: int
+    cache: LatentCache
+
+    def streamed(self, wished: Sequence[Wish]) -> Iterator[Arrays]:
+        """Encoded chunks, every picture in the orientation of that epoch."""
+        return self._encoded([tuple(wish) for wish in wished], self._read, orientations=1)
+
+    def written(self, items: Sequence[Item]) -> Iterator[Arrays]:
+        """The chunks of these items, as soon as each is in the cache."""
+        sides = 2 if self.flip else 1
+        encoded = self._dataset(list(items), self._read_whole, orientations=sides)
+        return arrays_of(encoded.map(ShardWriter(self.cache), num_cpus=TASK_CPUS))
+
+    def _encoded(
+        self, items: list[Item], reader: Callable[[Item], Arrays], *, orientations: int
+    ) -> Iterator[Arrays]:
+        return arrays_of(self._dataset(items, reader, orientations=orientations))
+
+    def _dataset(
+        self, items: list[Item], reader: Callable[[Item], Arrays], *, orientations: int
+    ) -> Any:
+        return encode_items(
+            items,
+            reader,
+            codec_folder=self.codec_folder,
+            latents=self.latents,
+            orientations=orientations,
+            readers=self.readers,
+        )
+
+    def _read(self, item: Item) -> Arrays:
+        _, epoch, chunk, *_ = item
+        arrays = self.decoder(chunk)
+        self.cache.note_bad(chunk, json.loads(arrays["about"].tobytes())["bad"])
+        if self.flip and "pixels" in arrays:
+            records = np.repeat(arrays["ids"], np.diff(arrays["part_starts"]))
+            ids = records[arrays["kinds"] == IMAGE]
+            arrays["mirrored"] = mirrored_ids(ids, epoch, seed=self.seed, flip=True)
+        return arrays
+
+    def _read_whole(self, item: Item) -> Arrays:
+        split, chunk = item
+        return self.decoder(chunk) | {"split": np.array([split], np.int64)}
+
+
+@dataclass(frozen=True)
+class PixelChunk:
+    """Decoded pictures of a piece: uint8 [k, Y, X, C]; `index` says which is a record's, or -1."""
+
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    index: np.ndarray[Any, np.dtype[np.int64]]
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+
+    def usable(self, row: int) -> bool:
+        """Whether the record can be used."""
+        return bool(self.index[row] >= 0)
+
+    def picture(self, row: int, *, mirrored: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """uint8 [Y, X, C] of a record that can be used."""
+        pixels_YXC = self.pixels[self.index[row]]
+        return pixels_YXC[:, ::-1] if mirrored else pixels_YXC
+
+
+@dataclass(frozen=True)
+class PixelGraph:
+    """How pieces of a split are decoded on the way to a worker that trains a codec."""
+
+    split: Split
+    readers: int
+
+    def __call__(self, wished: Sequence[Wish]) -> Iterator[Arrays]:
+        return arrays_of(read_items([tuple(w) for w in wished], self._read, readers=self.readers))
+
+    def _read(self, item: Item) -> Arrays:
+        wish = Wish(*item)
+        ids = self.split.ids_of(wish.chunk)
+        records = self.split.decode_chunk(wish.chunk)[wish.first : wish.last]
+        index = np.full(len(ids), -1, np.int64)
+        pictures: list[Any] = []
+        for row, record in enumerate(records, start=wish.first):
+            if isinstance(record, Decoded):
+                index[row] = len(pictures)
+                pictures.append(record.pixels)
+        corpus = self.split.corpus
+        shape = (0, corpus.image_size, corpus.image_size, corpus.channels)
+        pixels = np.stack(pictures) if pictures else np.empty(shape, np.uint8)
+        return {"ids": ids, "index": index, "pixels": pixels}
+
+
+def open_pixels(arrays: Arrays) -> PixelChunk:
+    """The chunk that a `PixelGraph` read."""
+    return PixelChunk(arrays["ids"], arrays["index"], arrays["pixels"])
+
+
+def open_encoded(arrays: Arrays) -> EncodedChunk:
+    """The chunk that an encoder actor encoded."""
+    return EncodedChunk.of_arrays(arrays)

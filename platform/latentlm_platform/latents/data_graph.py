@@ -1,0 +1,82 @@
+"""Ray Data as this platform uses it: ordered, quiet, a bounded number of tasks, rows of one chunk.
+
+A task works at several items, one after another, and gives a row for each as soon as it is ready:
+the number of tasks, which Ray Data plans before the first row, does not grow with the corpus.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
+
+Item = tuple[int, ...]
+MAX_TASKS = 128
+TASK_CPUS = 0.5
+ROW_BYTES = 2**20  # a row is a chunk or more: each is a block of its own
+SCHEDULER_PAUSE_S = 0.03
+
+
+def read_items(items: Sequence[Item], reader: Callable[[Item], Arrays], *, readers: int) -> Any:
+    """A Ray Data set of `reader(item)`, in the order of the items, by `readers` tasks at once."""
+    import ray.data
+
+    _quieten()
+    tasks = min(MAX_TASKS, len(items))
+    size = -(-len(items) // tasks)
+    groups = [list(items[start : start + size]) for start in range(0, len(items), size)]
+    rows = ray.data.from_items(
+        [{"items": json.dumps(group)} for group in groups], override_num_blocks=len(groups)
+    )
+    pool = ray.data.TaskPoolStrategy(size=readers)
+    return rows.flat_map(_Reading(reader), num_cpus=TASK_CPUS, compute=pool)
+
+
+def arrays_of(dataset: Any) -> Iterator[Arrays]:
+    """The rows of a set, as they become ready, in order."""
+    for row in dataset.iter_rows():
+        yield unpack_row(row)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    reader: Callable[[Item], Arrays]
+
+    def __call__(self, row: Row) -> Iterator[Row]:
+        for item in json.loads(row["items"]):
+            yield pack_row(self.reader(tuple(item)))
+
+
+def _quieten() -> None:
+    """Ordered, quiet Ray Data in this process, whose scheduler leaves the processor to training."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = ROW_BYTES
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+    context.print_on_execution_start = False
+    if _Pace not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(_Pace)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+class _Pace:
+    """Ray Data's scheduling loop spins at full speed, holding the GIL, while its output is full.
+
+    A pause in every round gives the core back. On two cores a codec step of 128 images took 0.9 s
+    before it, 0.3 s with it. An execution callback is Ray Data's own hook into that loop.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None: ...
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(SCHEDULER_PAUSE_S)
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
