@@ -92,7 +92,7 @@ class BadRecords:
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """The table: the first `MAX_EXAMPLES` of them."""
+        """The first `MAX_EXAMPLES` of them: split, key, kind, reason and class."""
         return self.tally.examples
 
     def counts(self) -> dict[str, float]:
@@ -131,11 +131,15 @@ class BadRecords:
                 exit_code=1,
             )
 
+    def table(self) -> list[dict[str, str]]:
+        """The rows, and one that says how many more there are."""
+        rows, more = list(self.rows), self.total - len(self.rows)
+        if more:
+            reason = f"{more:,} more are counted, not listed"
+            rows.append({"split": "", "key": "…", "kind": "", "reason": reason, "class": ""})
+        return rows
+
     def log(self, parent: TrackedRun) -> None:
         """Counts and table for the run or sweep; they replace those of an earlier attempt."""
         parent.replace_metrics("bad_records", self.counts())
-        rows = list(self.rows)
-        if self.total > len(rows):
-            more = f"{self.total - len(rows):,} more are counted, not listed"
-            rows.append({"split": "", "key": "…", "kind": "", "reason": more, "class": ""})
-        parent.log_table(rows, "bad_records.json")
+        parent.log_table(self.table(), "bad_records.json")

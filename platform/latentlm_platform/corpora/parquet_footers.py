@@ -56,7 +56,7 @@ def survey_file(table: Table) -> TableFile:
     location, label = locate(table.source), _label_column(table.parts)
     try:
         with location.open(table.path) as file:
-            _refuse_extensions(table.path, _read_footer(file))
+            _refuse_extensions(table.path, read_footer(file))
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             schema, metadata = parquet.schema_arrow, parquet.metadata
             group_rows = tuple(
@@ -161,7 +161,8 @@ def _joined(columns: list[Any]) -> Any:
     return pa.DictionaryArray.from_arrays(pa.concat_arrays(places), pa.array(list(known)))
 
 
-def _read_footer(file: Any) -> bytes:
+def read_footer(file: Any) -> bytes:
+    """The footer's bytes and no more; ArrowInvalid where there is none."""
     size = file.size()
     file.seek(max(0, size - 8))
     tail = file.read(8)

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentlm_platform.corpora.byte_ranges import MAX_RECORD_BYTES, too_large, unreadable
 from latentlm_platform.corpora.chunk_index import Entry
 from latentlm_platform.corpora.locating import Location, Meter, is_lost, locate
+from latentlm_platform.corpora.parquet_footers import MAGIC, read_footer
 from latentlm_platform.corpora.records import Assembly, Record
 
 BATCH_ROWS = 64
@@ -124,8 +126,9 @@ class _Footers:
 
     def read(self, file: Any, key: tuple[str, str, str]) -> Any:
         if key not in self._kept:
-            self._kept[key] = pq.read_metadata(file)
-            file.seek(0)
+            footer = read_footer(file)
+            length = len(footer).to_bytes(4, "little")
+            self._kept[key] = pq.read_metadata(pa.BufferReader(MAGIC + footer + length + MAGIC))
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT_FOOTERS:
             self._kept.popitem(last=False)

@@ -140,7 +140,8 @@ class _Member(NamedTuple):
 def _members(tar: Any, source: "_HeaderSource") -> Iterator[_Member]:
     """Every member but folders. Plain headers, nearly all of them, are read without tarfile."""
     while True:
-        plain = None if tar.offset == 0 or tar.pax_headers else _plain_member(source, tar.offset)
+        known = tar.firstmember is not None or tar.pax_headers  # which tarfile has to apply
+        plain = None if known else _plain_member(source, tar.offset)
         if plain is not None:
             tar.offset = plain.offset + -(-plain.size // BLOCK) * BLOCK
             yield plain

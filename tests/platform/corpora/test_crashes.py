@@ -103,7 +103,10 @@ def test_living_processes_and_pauses_are_no_strikes(source: Path) -> None:
 def test_an_exception_is_no_death(source: Path) -> None:
     split = Split(opened(source, chunk_records=12), corpus(), "all", 0)
     for _ in range(3):
-        with crashes.marking(split.index.folder.name, 0) as marker:
-            with pytest.raises(RuntimeError), marker.decoding(DEADLY):
-                raise RuntimeError
+        with (
+            crashes.marking(split.index.folder.name, 0) as marker,
+            pytest.raises(RuntimeError),
+            marker.decoding(DEADLY),
+        ):
+            raise RuntimeError
     assert all(isinstance(s, Decoded) for s in split.decode_chunk(0))

@@ -32,7 +32,8 @@ folder = Path(sys.argv[1])
 corpus = Corpus(source="x", classes={CLASSES}, image_size=8, held_out_fraction={FRACTION})
 before, started = psutil.Process().memory_info().rss, time.monotonic()
 stored = load_index(folder)
-index = CorpusIndex("x", "parquet", "d", folder, stored.records, stored.naming.class_names, False, ())
+naming = stored.naming
+index = CorpusIndex("x", "parquet", "d", folder, stored.records, *naming, parts=())
 train, held_out = (Split(index, corpus, part, 0) for part in ("train", "held_out"))
 chunk = {CHUNKS} - 7
 found = dict(
