@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentlm.media import encode_png
-from latentlm_platform.corpora.class_images import CorpusIndex, open_corpus
+from latentlm_platform.corpora.corpus_index import CorpusIndex, open_corpus
 from latentlm_platform.corpora.records import BadRecord, Decoded, Record, decode_record
 from latentlm_platform.experiment.sections import Corpus
 

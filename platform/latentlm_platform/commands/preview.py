@@ -18,7 +18,7 @@ from latentlm_platform.commands.validate import add_overrides
 from latentlm_platform.errors import UserError
 
 if TYPE_CHECKING:  # heavy to import; needed here for annotations alone
-    from latentlm_platform.corpora.class_images import CorpusIndex
+    from latentlm_platform.corpora.corpus_index import CorpusIndex
     from latentlm_platform.corpora.records import BadRecord, Decoded
     from latentlm_platform.experiment.sections import Corpus
 
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> Result:
     """Report: records, sampled records, class counts, bad records by kind, the picture's path."""
-    from latentlm_platform.corpora.class_images import open_corpus
+    from latentlm_platform.corpora.corpus_index import open_corpus
     from latentlm_platform.corpora.named import ensure
     from latentlm_platform.experiment.files import load_experiment
     from latentlm_platform.home import home

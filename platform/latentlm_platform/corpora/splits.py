@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from latentlm_platform.corpora import crashes
 from latentlm_platform.corpora.chunk_index import map_array
-from latentlm_platform.corpora.class_images import CorpusIndex, open_corpus
+from latentlm_platform.corpora.corpus_index import CorpusIndex, open_corpus
 from latentlm_platform.corpora.division import Division, chunk_starts, open_division
 from latentlm_platform.corpora.locating import Meter
 from latentlm_platform.corpora.named import resolve

@@ -22,7 +22,7 @@ SCRIPT = f"""
 import json, sys, time
 from pathlib import Path
 import psutil
-from latentlm_platform.corpora.class_images import CorpusIndex
+from latentlm_platform.corpora.corpus_index import CorpusIndex
 from latentlm_platform.corpora.chunk_index import load_index, read_entries
 from latentlm_platform.corpora.records import PartSource
 from latentlm_platform.corpora.splits import Split

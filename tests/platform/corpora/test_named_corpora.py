@@ -16,7 +16,7 @@ import pytest
 from latentlm_platform import cli
 from latentlm_platform.commands import evaluators
 from latentlm_platform.corpora import fashion_mnist, noto_emoji
-from latentlm_platform.corpora.class_images import open_corpus
+from latentlm_platform.corpora.corpus_index import open_corpus
 from latentlm_platform.corpora.debian_packages import unpack_package
 from latentlm_platform.corpora.named import CORPORA, ensure, fetch, is_fetched, read_card, resolve
 from latentlm_platform.corpora.records import Decoded, decode_record

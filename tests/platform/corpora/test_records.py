@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from latentlm_platform.corpora.class_images import CorpusIndex, open_corpus
+from latentlm_platform.corpora.corpus_index import CorpusIndex, open_corpus
 from latentlm_platform.corpora.records import BadRecord, Decoded, PartSource, decode_record
 from latentlm_platform.corpora.splits import Split
 from latentlm_platform.errors import UserError
