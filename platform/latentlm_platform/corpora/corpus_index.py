@@ -32,10 +32,8 @@ from latentlm_platform.corpora.chunk_index import (
     write_index,
 )
 from latentlm_platform.corpora.locating import Listing, Meter, list_files, locate
-from latentlm_platform.corpora.records import (  # noqa: F401
+from latentlm_platform.corpora.records import (
     Assembly,
-    BadRecord,
-    Decoded,
     Labels,
     PartSource,
     Record,

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +24,6 @@ IntArray = npt.NDArray[np.int64]
 Part = Literal["all", "train", "held_out"]
 SURVEY_CHUNKS = 8
 SURVEY_RECORDS = 32
-
-
-class Rows(Protocol):
-    """Rows of this split in any order: their chunk, and their place among its rows there."""
-
-    @property
-    def chunks(self) -> IntArray: ...
-
-    @property
-    def rows(self) -> IntArray: ...
-
-
-class Signals(NamedTuple):
-    """Decoded images in order: pixels uint8 [n, Y, X, C], labels int64 [n]."""
-
-    pixels: npt.NDArray[np.uint8]
-    labels: IntArray
 
 
 @dataclass(frozen=True)
@@ -100,44 +83,6 @@ class Split:
     def _division(self) -> Division:
         fraction = self.corpus.held_out_fraction
         return open_division(self.index.folder, seed=self.seed, fraction=fraction)
-
-    def decode_rows(self, rows: Rows) -> Signals:
-        """The images of these rows, in order; an unreadable one is replaced by the next good one
-        of its chunk, so that batches keep their size and do not depend on the workers."""
-        pixels: list[npt.NDArray[np.uint8] | None] = [None] * len(rows.rows)
-        labels = np.zeros(len(rows.rows), np.int64)
-        for chunk in np.unique(rows.chunks).tolist():
-            places = np.flatnonzero(rows.chunks == chunk)
-            decoded = self._decode_wanted(chunk, rows.rows[places])
-            for place, signal in zip(places.tolist(), decoded, strict=True):
-                pixels[place], labels[place] = signal.pixels, signal.label
-        return Signals(np.stack([p for p in pixels if p is not None]), labels)
-
-    def _decode_wanted(self, chunk: int, wanted: IntArray) -> list[Decoded]:
-        members = self.rows_of(chunk)
-        records = list(self.index.read_chunk(chunk))
-
-        @cache
-        def decode(position: int) -> Decoded | BadRecord:
-            return decode_record(records[int(members[position])], corpus=self.corpus)
-
-        def next_good(row: int) -> Decoded | None:
-            places = ((row + step) % len(members) for step in range(len(members)))
-            return next((s for s in map(decode, places) if isinstance(s, Decoded)), None)
-
-        found = [next_good(int(row)) for row in wanted]
-        good = [signal for signal in found if signal is not None]
-        return good if len(good) == len(found) else self._stand_ins(chunk, len(found))
-
-    def _stand_ins(self, chunk: int, count: int) -> list[Decoded]:
-        """Images of the next chunk that has good ones, for a chunk that has none."""
-        chunks = len(self.chunk_sizes)
-        for step in range(1, chunks):
-            signals = self.decode_chunk((chunk + step) % chunks)
-            good = [signal for signal in signals if isinstance(signal, Decoded)]
-            if good:
-                return [good[i % len(good)] for i in range(count)]
-        raise UserError(f"no image of {self.index.source} can be read", exit_code=1)
 
 
 class Splits(NamedTuple):

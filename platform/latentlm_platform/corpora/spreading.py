@@ -27,9 +27,14 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         with ThreadPoolExecutor(THREADS) as pool:
             yield from _ordered(items, lambda i: pool.submit(function, i), _result, 2 * THREADS)
         return
-    task = ray.remote(function).options(num_cpus=TASK_CPUS, max_retries=RETRIES)
+    task = ray.remote(_call).options(num_cpus=TASK_CPUS, max_retries=RETRIES)
+    shared = ray.put(function)
     most = max(THREADS, int(2 * ray.cluster_resources().get("CPU", 1) / TASK_CPUS))
-    yield from _ordered(items, task.remote, _fetch, most)
+    yield from _ordered(items, lambda item: task.remote(shared, item), _fetch, most)
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)  # what Ray is given is a function; partials and bound methods are not
 
 
 def _ordered(
