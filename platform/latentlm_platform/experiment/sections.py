@@ -283,7 +283,7 @@ TaskName = Literal["generation", "reconstruction", "exposure"]
 class Evaluate(Section):
     """What is measured of a trained model, on held-out items."""
 
-    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] = Field(
+    tasks: tuple[TaskName, ...] = Field(
         get_args(TaskName), description="What is measured; each name once, in any order."
     )
     images: Annotated[int, Field(ge=2)] = Field(
@@ -303,6 +303,8 @@ class Evaluate(Section):
     )
 
     def problems(self) -> Iterator[Problem]:
+        if not self.tasks:
+            yield "tasks", f"the list is empty; give one or more of {', '.join(get_args(TaskName))}"
         for place, name in enumerate(self.tasks):
             if name in self.tasks[:place]:
                 yield f"tasks.{place}", f"{name} is already listed; remove one of the two"

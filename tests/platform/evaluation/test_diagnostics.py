@@ -14,7 +14,7 @@ from latentlm.load import load
 from latentlm.settings import SamplerSettings
 from latentlm_platform.corpora.splits import open_splits
 from latentlm_platform.evaluation.actor import EvaluatorActor
-from latentlm_platform.evaluation.codec_scores import score_codec
+from latentlm_platform.evaluation.codec_scores import latent_health, score_codec
 from latentlm_platform.evaluation.exposure import Exposure, expose_images, merged
 from latentlm_platform.evaluation.held_out import Images
 from latentlm_platform.experiment.sections import Evaluate
@@ -101,3 +101,22 @@ def test_a_codec_is_scored_with_a_table_of_its_channels(export: Path, tmp_path: 
     assert scores["noise_to_signal_max"] == max(row["noise_to_signal"] for row in channels)
     collapsed = sum(row["variance_collapsed"] for row in channels)
     assert scores["variance_collapsed_channels"] == collapsed
+
+
+def test_a_codec_of_codes_is_scored_by_its_codebooks_use(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "corpus", classes=3, images_a_class=8, size=8)
+    settings = corpus(source=str(source), channels=1, held_out_fraction=0.5, layout="folder")
+    held_out = open_splits(settings, seed=0).held_out
+    export = make_export(tmp_path, "codes")
+    score_codec(export, held_out, folder=tmp_path)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(scores) == {
+        "reconstruction_psnr", "reconstruction_ssim", "codebook_used_fraction",
+        "codebook_perplexity",
+    }  # fmt: skip
+    used = 13 * scores["codebook_used_fraction"]
+    assert 1 <= scores["codebook_perplexity"] <= used == pytest.approx(round(used))
+    assert (tmp_path / "reconstructions.png").exists()
+    assert not (tmp_path / "variance.json").exists()
+    nothing: Any = None
+    assert latent_health(load(export).codec, nothing) == {}

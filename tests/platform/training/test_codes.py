@@ -1,6 +1,5 @@
-"""Codes on their way through the platform: encoded, cached, scored, made into batches, drawn."""
+"""Codes on their way through the platform: encoded, cached, made into batches."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +12,10 @@ from latentlm.load import load
 from latentlm.sequence import LATENT
 from latentlm.signals import pixels_to_signal
 from latentlm_platform.batches.ordering import SampleOrder
-from latentlm_platform.corpora.splits import open_splits
-from latentlm_platform.evaluation.actor import EvaluatorActor
-from latentlm_platform.evaluation.codec_scores import latent_health, score_codec
-from latentlm_platform.experiment.sections import Sample
 from latentlm_platform.latents.cache import LatentCache
 from latentlm_platform.latents.encoder import EncoderActor
 from latentlm_platform.latents.wire_rows import pack_row, unpack_row
 from latentlm_platform.training.model_training import ModelWorker
-from making_corpora import corpus, write_class_folders
 from making_exports import CODES, make_export
 
 
@@ -77,40 +71,3 @@ def test_codes_are_cached_and_come_back_as_documents_of_their_ids(
     assert not (batch.ids_BT == LATENT).any()
     assert batch.scored_BT.sum() == 7 * 4
     assert len(wanted.unique()) > 2
-
-
-def test_a_codec_of_codes_is_scored_by_its_codebooks_use(export: Path, tmp_path: Path) -> None:
-    source = write_class_folders(tmp_path / "corpus", classes=3, images_a_class=8, size=8)
-    settings = corpus(source=str(source), channels=1, held_out_fraction=0.5, layout="folder")
-    held_out = open_splits(settings, seed=0).held_out
-    codec: Any = load(export).codec
-    score_codec(codec, held_out, folder=tmp_path)
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert set(scores) == {
-        "reconstruction_psnr", "reconstruction_ssim", "codebook_used_fraction",
-        "codebook_perplexity",
-    }  # fmt: skip
-    used = 13 * scores["codebook_used_fraction"]
-    assert 1 <= scores["codebook_perplexity"] <= used == pytest.approx(round(used))
-    assert (tmp_path / "reconstructions.png").exists()
-    assert not (tmp_path / "variance.json").exists()
-    nothing: Any = None
-    assert latent_health(codec, nothing) == {}
-
-
-def test_an_evaluator_draws_codes_as_the_sample_section_says(export: Path) -> None:
-    actor = EvaluatorActor(extractor="efficientnet_lite0", feature_size=32)
-    actor.use_export(export)
-
-    def pixels(**text: float) -> np.ndarray[Any, Any]:
-        sampler = Sample(text=Sample().text.__class__(**text))  # type: ignore[arg-type]
-        scales = np.ones(6)
-        ids = np.arange(6)
-        return actor.generate(labels=ids % 3, ids=ids, cfg_scales=scales, sampler=sampler, seed=0)[
-            0
-        ]
-
-    drawn, likeliest = pixels(), pixels(temperature=0.0)
-    assert drawn.shape == (6, 8, 8, 1)
-    assert np.array_equal(likeliest[0], likeliest[3])  # of one class, without chance
-    assert not np.array_equal(drawn[0], drawn[3])
