@@ -10,6 +10,7 @@ spread over the corpus (`--chunks 0`: all of it). A named corpus is fetched firs
 import argparse
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,8 @@ from latentlm_platform.commands.validate import add_overrides
 from latentlm_platform.errors import UserError
 
 if TYPE_CHECKING:  # heavy to import; needed here for annotations alone
-    from latentlm_platform.corpora.corpus_index import CorpusIndex
     from latentlm_platform.corpora.records import BadRecord, Decoded
-    from latentlm_platform.experiment.sections import Corpus
+    from latentlm_platform.corpora.splits import Split
 
 SAMPLE_CHUNKS = 8
 GRID_CLASSES = 20
@@ -46,6 +46,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     """Report: records, sampled records, class counts, bad records by kind, the picture's path."""
     from latentlm_platform.corpora.corpus_index import open_corpus
     from latentlm_platform.corpora.named import ensure
+    from latentlm_platform.corpora.splits import Split
     from latentlm_platform.experiment.files import load_experiment
     from latentlm_platform.home import home
 
@@ -59,7 +60,7 @@ def execute(arguments: argparse.Namespace) -> Result:
     index = open_corpus(ensure(corpus.source), corpus=corpus)
     picture = Path(arguments.out or home() / "previews" / f"{experiment.name}.png")
     started = time.monotonic()
-    found = _Sample(index, corpus, chunks=arguments.chunks)
+    found = _Sample(Split(index, corpus, "all", seed=0), chunks=arguments.chunks)
     seconds = time.monotonic() - started
     _write_picture(picture, found.shown)
     report: dict[str, Any] = {
@@ -73,7 +74,7 @@ def execute(arguments: argparse.Namespace) -> Result:
         "images_per_second": found.records / max(seconds, 1e-9),
         "class_counts": {n: found.counts[i] for i, n in enumerate(index.class_names)},
         "bad_records": dict(found.bad_counts),
-        "bad_examples": [{"key": b.key, "kind": b.kind, "reason": b.reason} for b in found.bad],
+        "bad_examples": [asdict(bad) for bad in found.bad],
         "picture": str(picture.absolute()) if found.shown else None,
     }
     _print(report)
@@ -83,16 +84,16 @@ def execute(arguments: argparse.Namespace) -> Result:
 class _Sample:
     """Chunks spread evenly over the corpus, decoded once: counts, and a few images a class."""
 
-    def __init__(self, index: "CorpusIndex", corpus: "Corpus", *, chunks: int) -> None:
+    def __init__(self, split: "Split", *, chunks: int) -> None:
         self.counts: Counter[int] = Counter()
         self.bad_counts: Counter[str] = Counter()
         self.bad: list[BadRecord] = []
         self.images: dict[int, list[Decoded]] = {}
-        self.class_names = index.class_names
-        total = len(index.chunk_sizes)
+        self.class_names = split.index.class_names
+        total = len(split.chunk_sizes)
         self.chunks = min(total, chunks) if chunks > 0 else total
         for part in range(self.chunks):
-            self._read(index, corpus, chunk=part * total // self.chunks)
+            self._read(split, chunk=part * total // self.chunks)
 
     @property
     def records(self) -> int:
@@ -104,11 +105,10 @@ class _Sample:
         classes = sorted(self.images)[:GRID_CLASSES]
         return [(self.class_names[label], i) for label in classes for i in self.images[label]]
 
-    def _read(self, index: "CorpusIndex", corpus: "Corpus", *, chunk: int) -> None:
-        from latentlm_platform.corpora.records import BadRecord, decode_record
+    def _read(self, split: "Split", *, chunk: int) -> None:
+        from latentlm_platform.corpora.records import BadRecord
 
-        for record in index.read_chunk(chunk):
-            signal = decode_record(record, corpus=corpus)
+        for signal in split.decode_chunk(chunk):
             if isinstance(signal, BadRecord):
                 self.bad_counts[signal.kind] += 1
                 self.bad.extend([signal] if len(self.bad) < BAD_EXAMPLES else [])

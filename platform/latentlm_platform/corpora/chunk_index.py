@@ -163,14 +163,17 @@ class _Codes:
         self.known: dict[Any, int] = {}
         self._path = path
         self._file = path.open("wb")
+        self._last: Any = None  # the chunks of one file share their dictionary
+        self._numbers = np.empty(0, np.int32)
 
     def add(self, labels: Any) -> None:
         if not pa.types.is_dictionary(labels.type):
             labels = labels.dictionary_encode()
-        met = [self.known.setdefault(x, len(self.known)) for x in labels.dictionary.to_pylist()]
-        numbers = np.array([*met, -1], np.int32)
-        places = labels.indices.fill_null(len(met)).to_numpy(zero_copy_only=False)
-        self._file.write(numbers[places].tobytes())
+        if self._last is None or not labels.dictionary.equals(self._last):
+            met = [self.known.setdefault(x, len(self.known)) for x in labels.dictionary.to_pylist()]
+            self._last, self._numbers = labels.dictionary, np.array([*met, -1], np.int32)
+        places = labels.indices.fill_null(len(self._last)).to_numpy(zero_copy_only=False)
+        self._file.write(self._numbers[places].tobytes())
 
     def save(self, path: Path, naming: Naming, classes: int) -> None:
         """Class numbers as an array on disk; −1 for a label that names no class."""

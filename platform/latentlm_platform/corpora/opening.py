@@ -45,14 +45,14 @@ def open_corpora(experiment: Experiment, parent: TrackedRun) -> Splits:
         profile={
             "records": index.record_count,
             "classes": corpus.classes,
-            "held_out": int(sum(splits.held_out.chunk_sizes)),
+            "held_out": int(splits.held_out.chunk_sizes.sum()),
         },
     )
     return splits
 
 
 def _require_held_out(experiment: Experiment, splits: Splits) -> None:
-    held_out = int(sum(splits.held_out.chunk_sizes))
+    held_out = int(splits.held_out.chunk_sizes.sum())
     wanted = max(SMALLEST_HELD_OUT, experiment.train.workers)
     if held_out < wanted:
         raise UserError(
