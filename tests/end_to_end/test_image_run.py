@@ -90,7 +90,8 @@ def test_a_finished_run_can_be_sampled_listed_and_compared(
     cli: Any, finished: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "s.png"
-    code, sampled = cli("sample", "small", "--class", "1,class-7", "--count", "3", "--out", str(out))
+    asked = ("--class", "1,class-7", "--count", "3")
+    code, sampled = cli("sample", "small", *asked, "--out", str(out))
     assert (code, sampled["images"], out.exists()) == (0, 6, True)
     code, runs = cli("list")
     assert code == 0

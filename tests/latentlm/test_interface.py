@@ -112,7 +112,8 @@ def test_parts_that_a_model_does_not_know(
 
 def test_a_class_is_named_where_the_export_has_names(tmp_path: Path) -> None:
     names = ("Trouser", "Bag", "bag")
-    loaded = latentlm.load(make_export(tmp_path, "classes", class_names=names))  # type: ignore[operator]
+    export = make_export(tmp_path, "classes", class_names=names)
+    loaded = latentlm.load(export)  # type: ignore[operator]
     assert loaded.class_names == names
     for prompt, label in ((["Bag"], 1), (["bag"], 2), (["TROUSER"], 0)):
         (named,) = loaded.generate([prompt], sampler=FAST)

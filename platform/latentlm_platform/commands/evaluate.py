@@ -1,6 +1,7 @@
 """Score a finished run again, with other sampling settings or other scores.
 
     latentlm evaluate quickstart --set sample.steps=5 --set evaluate.images=500
+    latentlm evaluate quickstart --set "evaluate.tasks=[exposure]"
 
 Only the sections `sample` and `evaluate` may change: nothing is trained. Results are kept by their
 settings, so the same evaluation is not computed twice.
