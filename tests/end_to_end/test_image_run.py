@@ -90,9 +90,10 @@ def test_a_finished_run_can_be_sampled_listed_and_compared(
     cli: Any, finished: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "s.png"
-    asked = ("--class", "1,class-7", "--count", "3")
+    asked = ("--class", "1,07", "--count", "3")
     code, sampled = cli("sample", "small", *asked, "--out", str(out))
     assert (code, sampled["images"], out.exists()) == (0, 6, True)
+    assert sampled["classes"] == [1, 7]  # by number, and by the name of its folder
     code, runs = cli("list")
     assert code == 0
     assert finished["key"] in [run["key"] for run in runs]
