@@ -9,7 +9,7 @@ costs a process next to nothing, whatever the size of the corpus.
 import functools
 import itertools
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -130,7 +130,7 @@ def write_index(
 
     `name` is asked, with the different labels that were met, when all chunks have passed.
     """
-    working = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
+    working = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.unfinished")
     working.mkdir(parents=True)
     try:
         sizes: list[int] = []

@@ -10,7 +10,7 @@ Computed once for an index, seed and fraction, in blocks, and kept beside the in
 and a count a chunk, both memory-mapped.
 """
 
-import os
+import secrets
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +38,7 @@ class Division(NamedTuple):
         return bits[start - 8 * first : stop - 8 * first].astype(np.bool_)
 
 
+@lru_cache(maxsize=16)
 def open_division(folder: Path, *, seed: int, fraction: float) -> Division:
     """The division of the index in `folder`, made now if it is the first time."""
     stem = f"held_out-seed{seed}-fraction{fraction!r}"
@@ -106,11 +107,10 @@ def _chunk_counts(sizes: Int64s, path: Path) -> Int64s:
 
 
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.unfinished")
     with partial.open("wb") as file:
         np.save(file, array)
     partial.replace(path)
-    map_array.cache_clear()
 
 
 @lru_cache(maxsize=64)

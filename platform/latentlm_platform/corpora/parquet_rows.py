@@ -6,7 +6,6 @@ lies before it, so groups of at most 8 × `chunk_records` rows are best.
 """
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -116,23 +115,24 @@ def _read_rows(
 
 
 class _Footers:
-    """The last footers that were read: of files in small chunks they are a good part of the bytes.
+    """Some footers that were read: of a file in small chunks they are a good part of the bytes.
 
     The corpus's digest stands for a file's state: another state is another key.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+        self._kept: dict[tuple[str, str, str], Any] = {}
 
     def read(self, file: Any, key: tuple[str, str, str]) -> Any:
-        if key not in self._kept:
+        found = self._kept.get(key)
+        if found is None:
             footer = read_footer(file)
             length = len(footer).to_bytes(4, "little")
-            self._kept[key] = pq.read_metadata(pa.BufferReader(MAGIC + footer + length + MAGIC))
-        self._kept.move_to_end(key)
-        while len(self._kept) > KEPT_FOOTERS:
-            self._kept.popitem(last=False)
-        return self._kept.get(key)
+            found = pq.read_metadata(pa.BufferReader(MAGIC + footer + length + MAGIC))
+            if len(self._kept) >= KEPT_FOOTERS:
+                self._kept.clear()
+            self._kept[key] = found
+        return found
 
 
 _footers = _Footers()

@@ -75,8 +75,9 @@ class Split:
                     bad = BadRecord(record.key, crashes.KIND, crashes.REASON, record.group)
                     found.append(bad)
                     continue
-                with marker.decoding(row):
-                    found.append(decode_record(record, corpus=self.corpus))
+                marker.begin(row)
+                found.append(decode_record(record, corpus=self.corpus))
+                marker.end(row)
         return found
 
     @property
