@@ -7,6 +7,7 @@ problem: a chunk always holds as many records as the index says.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from latentlm_platform.corpora.chunk_index import (
     read_entries,
     write_index,
 )
+from latentlm_platform.corpora.file_groups import group_files
 from latentlm_platform.corpora.locating import Listing, Meter, list_files, locate
 from latentlm_platform.corpora.records import (
     Assembly,
@@ -163,14 +165,12 @@ def _write(
         names = class_folders.name_classes(listing.files["path"], listing.folders, source=source)
         chunks = group_records([class_folders.list_entries(listing.files)], size)
         return write_index(folder, chunks, lambda _: Naming(names, by_name=True), classes=classes)
-    files = listing.stored_files()
+    groups = group_files(listing, source, parts)
     if layout == "webdataset":
-        work = tar_shards.group_tars(source, files, parts)
-        chunks = group_records(spread(tar_shards.list_entries, work), size)
+        chunks = group_records(spread(tar_shards.list_entries, groups), size)
         return write_index(folder, chunks, tar_shards.name_classes, classes=classes)
-    tables = [parquet_footers.Table(source, file.path, parts) for file in files]
-    found = spread(parquet_footers.survey_file, tables)
-    survey = parquet_footers.TableSurvey(found, chunk_records=size)
+    tables = chain.from_iterable(spread(parquet_footers.survey_files, groups))
+    survey = parquet_footers.TableSurvey(tables, chunk_records=size)
     return write_index(folder, survey.list_chunks(), survey.name_classes, classes=classes)
 
 

@@ -31,14 +31,6 @@ class Meter(Protocol):
     bytes: int
 
 
-class StoredFile(NamedTuple):
-    """A file of the corpus; `path` is relative to the corpus and uses `/`."""
-
-    path: str
-    size: int
-    modified_ns: int
-
-
 class Location(NamedTuple):
     """The root of a corpus and how its bytes are reached."""
 
@@ -91,15 +83,14 @@ class MeteredFile(io.RawIOBase):
 
 
 class Listing(NamedTuple):
-    """Every file of a corpus, sorted by path, as a table (`FILES`); and its first-level folders."""
+    """Every file of a corpus, sorted by path, and its first-level folders.
+
+    `files` is a table of `FILES`: the path is relative to the corpus and uses `/`.
+    """
 
     location: Location
     files: pa.Table
     folders: frozenset[str]
-
-    def stored_files(self) -> list[StoredFile]:
-        """The files as Python objects, for layouts of few and large files."""
-        return [StoredFile(**row) for row in self.files.to_pylist()]
 
     def digest(self, *facts: object) -> str:
         """sha256 of facts, folders and each file's path, size and modification time."""

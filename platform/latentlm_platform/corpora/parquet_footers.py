@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentlm_platform.corpora.chunk_index import ChunkRows, Entry, Naming, entry_table
+from latentlm_platform.corpora.file_groups import FileGroup
 from latentlm_platform.corpora.locating import Location, is_lost, locate
 from latentlm_platform.corpora.records import PartSource
 from latentlm_platform.errors import UserError
@@ -26,14 +27,6 @@ ARROW_SCHEMA = re.compile(rb"ARROW:schema.{1,8}?([A-Za-z0-9+/=]{16,})", re.DOTAL
 EXTENSION_MARK = b"ARROW:extension:name"
 LARGEST = 8  # chunk_records of one row group that are still one chunk
 NAMES = pa.dictionary(pa.int32(), pa.string())
-
-
-class Table(NamedTuple):
-    """One Parquet file of a corpus and the parts that are read from it: what a task surveys."""
-
-    source: str
-    path: str
-    parts: tuple[PartSource, ...]
 
 
 class TableFile(NamedTuple):
@@ -51,21 +44,26 @@ class TableFile(NamedTuple):
     broken: str | None = None
 
 
-def survey_file(table: Table) -> TableFile:
-    """Read a footer and the label column; UserError where a column is not what the parts want."""
-    location, label = locate(table.source), _label_column(table.parts)
+def survey_files(files: FileGroup) -> list[TableFile]:
+    """Read footers and label columns; UserError where a column is not what the parts want."""
+    location = locate(files.source)
+    return [_survey_file(path, location, files.parts) for path in files.paths]
+
+
+def _survey_file(path: str, location: Location, parts: tuple[PartSource, ...]) -> TableFile:
+    label = next((part.column for part in parts if part.kind == "label"), None)
     try:
-        with location.open(table.path) as file:
-            _refuse_extensions(table.path, read_footer(file))
+        with location.open(path) as file:
+            _refuse_extensions(path, read_footer(file))
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             schema, metadata = parquet.schema_arrow, parquet.metadata
             group_rows = tuple(
                 metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
             )
-            for part in table.parts:
-                _check_column(table.path, schema, part)
+            for part in parts:
+                _check_column(path, schema, part)
             if label is None:
-                return TableFile(table.path, group_rows, pa.nulls(sum(group_rows), NAMES))
+                return TableFile(path, group_rows, pa.nulls(sum(group_rows), NAMES))
             kind = schema.field(label).type
             labels = [
                 _read_labels(parquet, group, label, location) for group in range(len(group_rows))
@@ -75,9 +73,9 @@ def survey_file(table: Table) -> TableFile:
     except Exception as error:
         if not is_lost(error, location):
             raise
-        return TableFile(table.path, broken=f"{type(error).__name__}: {error}")
+        return TableFile(path, broken=f"{type(error).__name__}: {error}")
     return TableFile(
-        table.path,
+        path,
         group_rows,
         _joined(labels),
         labels_are_text=_is_text(kind),
@@ -132,10 +130,6 @@ def list_chunks(table: TableFile, *, chunk_records: int) -> Iterator[ChunkRows]:
 def _batch(entry: Entry) -> pa.RecordBatch:
     (batch,) = entry_table([entry]).to_batches()
     return batch
-
-
-def _label_column(parts: tuple[PartSource, ...]) -> str | None:
-    return next((part.column for part in parts if part.kind == "label"), None)
 
 
 def _read_labels(parquet: Any, group: int, column: str, location: Location) -> Any:

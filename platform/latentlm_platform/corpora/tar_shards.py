@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from latentlm_platform.corpora.chunk_index import Entry, Naming, entry_table
-from latentlm_platform.corpora.locating import Location, StoredFile, is_lost, locate
+from latentlm_platform.corpora.file_groups import FileGroup
+from latentlm_platform.corpora.locating import Location, is_lost, locate
 from latentlm_platform.corpora.records import PartSource
 
 EXTENSIONS = {
@@ -26,37 +27,14 @@ EXTENSIONS = {
 MAX_HEADER_BYTES = 2**20
 MAX_LABEL_BYTES = 4096
 REMOTE_BUFFER_BYTES = 4 * 2**20  # headers lie between images: reading on beats asking again
-GROUP_BYTES = 64 * 2**20
 BLOCK = tarfile.BLOCKSIZE
 REGULAR = (ord("0"), 0)
 
 
-class Tars(NamedTuple):
-    """Some tars of a corpus, and the parts that its records have: what one task indexes."""
-
-    source: str
-    files: list[StoredFile]
-    parts: tuple[PartSource, ...]
-
-
-def group_tars(source: str, files: list[StoredFile], parts: tuple[PartSource, ...]) -> list[Tars]:
-    """Work of a size that is worth a task: large tars alone, small neighbours together."""
-    groups: list[list[StoredFile]] = []
-    size = 0
-    for file in files:
-        if not groups or size + file.size > GROUP_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(file)
-        size += file.size
-    return [Tars(source, group, parts) for group in groups]
-
-
-def list_entries(tars: Tars) -> pa.Table:
+def list_entries(tars: FileGroup) -> pa.Table:
     """One entry a key, tar by tar; what is broken is an entry with its problem."""
-    location = locate(tars.source)
-    places = _places(tars.parts)
-    return entry_table(e for file in tars.files for e in _list_tar(file, location, places))
+    location, places = locate(tars.source), _places(tars.parts)
+    return entry_table(e for path in tars.paths for e in _list_tar(path, location, places))
 
 
 def name_classes(labels: list[Any]) -> Naming:
@@ -92,20 +70,20 @@ def _places(parts: tuple[PartSource, ...]) -> _Places:
     return _Places(known, tuple(part.kind for part in stored))
 
 
-def _list_tar(file: StoredFile, location: Location, places: _Places) -> Iterator[Entry]:
+def _list_tar(path: str, location: Location, places: _Places) -> Iterator[Entry]:
     keys: dict[str, _Record] = {}
     broken = None
     try:
-        with _HeaderSource(file.path, location) as source:
+        with _HeaderSource(path, location) as source:
             broken = _collect(source, keys, places)
     except Exception as error:
         if not isinstance(error, tarfile.TarError | ValueError) and not is_lost(error, location):
             raise
         broken = f"{type(error).__name__}: {error}"
     for key, record in keys.items():
-        yield record.entry(file.path, key, places)
+        yield record.entry(path, key, places)
     if broken is not None:
-        yield Entry(file.path, "", [], None, "unreadable_file", broken)
+        yield Entry(path, "", [], None, "unreadable_file", broken)
 
 
 def _collect(source: "_HeaderSource", keys: dict[str, "_Record"], places: _Places) -> str | None:

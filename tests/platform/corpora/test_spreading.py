@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from latentlm_platform.corpora import file_groups
+from latentlm_platform.corpora.locating import list_files
 from latentlm_platform.corpora.spreading import THREADS, spread
 from latentlm_platform.errors import UserError
 from making_corpora import labels, make_folders, make_parquet, make_tar, opened
@@ -102,3 +104,16 @@ def test_an_error_of_the_user_is_raised_as_it_is() -> None:
 
     with pytest.raises(UserError, match="wrong 1"):
         list(spread(work, [1]))
+
+
+def test_small_files_share_a_task_and_large_ones_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, size in enumerate([10, 10, 70, 30, 30, 30, 1, 1, 1, 1]):
+        (tmp_path / f"{number}.tar").write_bytes(b"x" * size)
+    monkeypatch.setattr(file_groups, "GROUP_BYTES", 64)
+    monkeypatch.setattr(file_groups, "GROUP_FILES", 3)
+    groups = list(file_groups.group_files(list_files(str(tmp_path)), "x", ()))
+    assert ["".join(path[0] for path in group.paths) for group in groups] == [
+        "01", "2", "34", "567", "89",
+    ]  # fmt: skip
