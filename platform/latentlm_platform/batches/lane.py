@@ -23,7 +23,7 @@ from latentlm_platform.batches.documents import (
     size_of,
 )
 from latentlm_platform.batches.lanes import IntArray, LaneOrder, Piece, Place
-from latentlm_platform.batches.packing import LOOKAHEAD, best_fit
+from latentlm_platform.batches.packing import LOOKAHEAD, LOOKAHEAD_ROWS, best_fit
 from latentlm_platform.errors import UserError
 
 SOURCE_IDS = 2**40  # records of one corpus at most: ids are unique over the sources of a run
@@ -197,16 +197,16 @@ class Lane:
 
     def next_row(self) -> list[LaneDocument]:
         """The documents of the next row."""
-        self._fill(1)
         length = self.composer.length
+        self._fill(1, positions=1)
         if size_of(self.waiting[0].spans) == length:
             return [self.waiting.pop(0)]
-        self._fill(LOOKAHEAD)
+        self._fill(LOOKAHEAD, positions=LOOKAHEAD_ROWS * length)
         sizes = [size_of(document.spans) for document in self.waiting]
         latents = [has_latents(document.spans) for document in self.waiting]
         chosen = best_fit(sizes, latents, length=length)
-        row = [self.waiting[i] for i in chosen]
-        self.waiting = [d for i, d in enumerate(self.waiting) if i not in set(chosen)]
+        row, taken = [self.waiting[i] for i in chosen], set(chosen)
+        self.waiting = [d for i, d in enumerate(self.waiting) if i not in taken]
         return row
 
     def cursor(self) -> Cursor:
@@ -214,9 +214,10 @@ class Lane:
         places = [records.place for records in self.records]
         return Cursor(places, [document.ref for document in self.waiting], list(self.drawn))
 
-    def _fill(self, count: int) -> None:
-        silent = 0
-        while len(self.waiting) < count:
+    def _fill(self, count: int, *, positions: int) -> None:
+        """Let that many documents wait, and so many positions of them."""
+        silent, waiting = 0, sum(size_of(document.spans) for document in self.waiting)
+        while len(self.waiting) < count or waiting < positions:
             number = self._neediest()
             documents = self._compose(next(self.records[number]))
             silent = 0 if documents else silent + 1
@@ -228,6 +229,7 @@ class Lane:
                 )
             self.drawn[number] += sum(scored_of(document.spans) for document in documents)
             self.waiting += documents
+            waiting += sum(size_of(document.spans) for document in documents)
 
     def _neediest(self) -> int:
         """The source that lacks most of its share of the scored positions drawn so far."""
