@@ -44,7 +44,8 @@ class Shelf(Protocol):
     """Where a lane takes chunks from, in the order of its windows."""
 
     def take(self, lane: int, epoch: int, piece: Piece) -> Any:
-        """The chunk of a piece, which this lane asks for once an epoch."""
+        """The chunk of a piece, for which this lane asks once an epoch, and once more where some
+        of its documents waited in a cursor."""
 
 
 class Ref(NamedTuple):
@@ -137,7 +138,6 @@ class LaneRecords:
             here = (place.epoch, place.window) == (epoch, window)
             chunks = [self.source.shelf.take(self.lane, epoch, piece) for piece in pieces]
             yield from self._window(epoch, window, pieces, chunks, start=place.row if here else 0)
-            self.place = Place(epoch, window + 1, 0)
 
     def _window(
         self, epoch: int, window: int, pieces: Sequence[Piece], chunks: Sequence[Any], *, start: int
@@ -151,7 +151,8 @@ class LaneRecords:
             which = int(np.searchsorted(ends, at, side="right"))
             piece, chunk = pieces[which], chunks[which]
             row = piece.first + at - (int(ends[which]) - piece.size)
-            self.place = Place(epoch, window, step + 1)
+            last = step + 1 == len(order)  # who goes on there need not read this window again
+            self.place = Place(epoch, window + 1) if last else Place(epoch, window, step + 1)
             self.seen += 1
             if chunk.usable(row):
                 ref = Ref(self.number, epoch, piece.chunk, row)
@@ -193,7 +194,7 @@ class Lane:
             for number, (source, place) in enumerate(zip(sources, cursor.places, strict=True))
         ]
         self.drawn = list(cursor.drawn)
-        self.waiting = [document for ref in cursor.waiting for document in self._again(ref)]
+        self.waiting = self._again(cursor.waiting)
 
     def next_row(self) -> list[LaneDocument]:
         """The documents of the next row."""
@@ -248,12 +249,19 @@ class Lane:
             for cut, spans in enumerate(found)
         ]
 
-    def _again(self, ref: Ref) -> list[LaneDocument]:
-        """A document that waited when the cursor was taken."""
-        source = self.sources[ref.source]
-        chunk = source.shelf.take(self.lane, ref.epoch, Piece(ref.chunk, ref.row, ref.row + 1))
-        id_ = chunk.ids[ref.row : ref.row + 1]
-        mirrored = mirrored_ids(id_, ref.epoch, seed=source.seed, flip=source.flip)
-        own = int(id_[0]) + ref.source * SOURCE_IDS
-        record = LaneRecord(ref._replace(cut=0), own, bool(mirrored[0]), chunk)
-        return [self._compose(record)[ref.cut]]
+    def _again(self, refs: Sequence[Ref]) -> list[LaneDocument]:
+        """The documents that waited when a cursor was taken; each of their chunks is taken once."""
+        chunks: dict[tuple[int, int, int], Any] = {}
+        documents = []
+        for ref in refs:
+            source, key = self.sources[ref.source], (ref.source, ref.epoch, ref.chunk)
+            if key not in chunks:
+                whole = Piece(ref.chunk, 0, int(source.order.sizes[ref.chunk]))
+                chunks[key] = source.shelf.take(self.lane, ref.epoch, whole)
+            chunk = chunks[key]
+            id_ = chunk.ids[ref.row : ref.row + 1]
+            mirrored = mirrored_ids(id_, ref.epoch, seed=source.seed, flip=source.flip)
+            own = int(id_[0]) + ref.source * SOURCE_IDS
+            record = LaneRecord(ref._replace(cut=0), own, bool(mirrored[0]), chunk)
+            documents.append(self._compose(record)[ref.cut])
+        return documents

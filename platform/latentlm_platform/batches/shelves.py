@@ -5,6 +5,7 @@ before its lane wants it waits here. Reading goes on in legs of a bounded number
 nothing that is planned before the first row grows with the steps of a run.
 """
 
+import heapq
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,17 +46,24 @@ class Wish(NamedTuple):
 
 
 def wishes(order: LaneOrder, cursors: dict[int, Cursor], *, number: int) -> Iterator[Wish]:
-    """What some lanes will take of source `number` from their cursors on, for ever: first what
-    waits for a row, then a window of each lane in turn."""
+    """What some lanes will take of source `number` from their cursors on, for ever.
+
+    First what waits for a row, then always the next window of the lane that has the fewest records
+    so far: lanes use up records alike, so that little is read before its lane wants it.
+    """
     for lane, cursor in cursors.items():
         again = dict.fromkeys((r.epoch, r.chunk) for r in cursor.waiting if r.source == number)
         for epoch, chunk in again:
             yield Wish(lane, epoch, chunk, 0, int(order.sizes[chunk]))
-    windows = [order.windows_from(lane, c.places[number]) for lane, c in cursors.items()]
+    places = {lane: cursor.places[number] for lane, cursor in cursors.items()}
+    windows = {lane: order.windows_from(lane, place) for lane, place in places.items()}
+    ahead = [(-place.row, lane) for lane, place in places.items()]
+    heapq.heapify(ahead)
     while True:
-        for lane, of_lane in zip(cursors, windows, strict=True):
-            epoch, _, pieces = next(of_lane)
-            yield from (Wish(lane, epoch, *piece) for piece in pieces)
+        records, lane = ahead[0]
+        epoch, _, pieces = next(windows[lane])
+        yield from (Wish(lane, epoch, *piece) for piece in pieces)
+        heapq.heapreplace(ahead, (records + sum(piece.size for piece in pieces), lane))
 
 
 def order_of(split: Split, *, seed: int) -> LaneOrder:
@@ -83,7 +91,7 @@ class CachedShelf:
 
 
 class StreamedShelf:
-    """Chunks that Ray Data makes as lanes need them, each once for every wish.
+    """Chunks that Ray Data makes as lanes need them, each taken once for every wish.
 
     `graph` gives the arrays of some wishes, in their order; `open_chunk` makes a chunk of them.
     """
@@ -102,12 +110,12 @@ class StreamedShelf:
         self._coming = self._run()
 
     def take(self, lane: int, epoch: int, piece: Piece) -> Any:
-        """The chunk of a piece; one that waits for several documents of a cursor stays."""
+        """The chunk of a piece."""
         key = (lane, epoch, piece.chunk)
         while key not in self._waiting:
             wish, chunk = next(self._coming)
             self._waiting[wish.lane, wish.epoch, wish.chunk] = chunk
-        return self._waiting[key] if piece.size == 1 else self._waiting.pop(key)
+        return self._waiting.pop(key)
 
     def _run(self) -> Iterator[tuple[Wish, Any]]:
         while leg := list(itertools.islice(self._wished, self._leg)):
