@@ -91,11 +91,12 @@ class ZeroEngine:
         torch.save(self.average.state(), folder / f"average_rank_{rank:05d}.pt")
 
     def restore(self, folder: Path) -> None:
-        """Load a checkpoint of the same stage and world size, its files verified by the caller."""
+        """Load a checkpoint of the same stage and, but for stage 0, the same world size; its files
+        were verified by the caller."""
         path, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
         if path is None:
             raise FileNotFoundError(f"{folder} holds no DeepSpeed checkpoint {CHECKPOINT_TAG!r}")
-        rank = torch.distributed.get_rank()
+        rank = torch.distributed.get_rank() if self.stage else 0  # replicas are all the same
         self.average.load(torch.load(folder / f"average_rank_{rank:05d}.pt", weights_only=True))
 
     @contextlib.contextmanager

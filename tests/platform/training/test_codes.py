@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from latentlm_platform.batches.ordering import SampleOrder
 
 from latentlm.load import load
 from latentlm.sequence import LATENT
 from latentlm.signals import pixels_to_signal
-from latentlm_platform.batches.ordering import SampleOrder
 from latentlm_platform.latents.cache import LatentCache
 from latentlm_platform.latents.encoder import EncoderActor
 from latentlm_platform.latents.wire_rows import pack_row, unpack_row
