@@ -71,7 +71,7 @@ class _Follower:
             if self.on_entry is not None:
                 self.on_entry(entry)
         if self.notes:
-            rate = f"{self.notes.get('items_per_s', 0):.0f} images/s"
+            rate = f"{self.notes.get('items_per_s', 0):.0f} items/s"
             bar.reach(self.step, note=f"loss {self.notes.get('loss', 0):.4f}, {rate}")
         for path in sorted(self.pictures.glob("*.png")):
             if path.name not in self.shown:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from latentlm_platform.experiment.sections import Optimizer
-from latentlm_platform.training.model_training import learning_rate_at
+from latentlm_platform.training.learning_rate import learning_rate_at
 
 PEAK = Optimizer(learning_rate=1.0, warmup_steps=10, final_learning_rate_fraction=0.2)
 

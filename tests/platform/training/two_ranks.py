@@ -25,7 +25,7 @@ from latentlm.settings import (
     ModelSettings,
 )
 from latentlm_platform.experiment.sections import Optimizer
-from latentlm_platform.training.losses import StepSums, loss_means, shares
+from latentlm_platform.training.losses import LossLaw, StepSums
 from latentlm_platform.training.zero import ZeroEngine
 from making_documents import LATENT_ONLY, TEXT_ONLY
 
@@ -45,7 +45,7 @@ DIT = DiTSettings(
     classes=3, latent_count=4, latent_width=4, width=32, depth=2, heads=4, ffn_width=64
 )
 CODES = CodeLMSettings(classes=3, codes=9, latent_count=4, width=32, depth=2, heads=4, ffn_width=64)
-WEIGHTS = (2.0, 1.0, 0.5)
+LAW = LossLaw((2.0, 1.0, 1.0, 0.5))
 STEPS = 6
 
 
@@ -98,13 +98,13 @@ def train(stage: int, *, model_name: str, recompute: bool) -> list[dict[str, flo
         counts = targets.counts_K(4)
         dist.all_reduce(counts)
         terms = engine(batch, targets, noise=noise, timesteps_per_token=4)
-        engine.backward(terms.sums_K @ (ranks * shares(counts.tolist(), WEIGHTS)))
+        engine.backward(terms.sums_K @ (ranks * LAW.shares(counts.tolist())))
         engine.micro_step(learning_rate=1e-2)
         sums = StepSums()
         sums.add(terms)
         vector = sums.vector()
         dist.all_reduce(vector)
-        losses.append(loss_means(vector, WEIGHTS))
+        losses.append(LAW.means(vector))
     return losses
 
 
