@@ -122,10 +122,7 @@ def list_files(source: str) -> Listing:
         raise UserError(f"corpus source {source!r} cannot be reached: {error}") from None
     files = pa.concat_tables(tables) if tables else FILES.empty_table()
     if not len(files):
-        raise UserError(
-            f"corpus source {source!r} is not there or holds no files; give a folder, a file,"
-            " a URI or a name from `latentlm corpora list`"
-        )
+        raise _nothing_at(source)
     files = files.take(pc.sort_indices(files["path"])).combine_chunks()
     return Listing(location, files, frozenset(folders))
 
@@ -164,6 +161,21 @@ def _tabulate(found: list[Any], location: Location) -> tuple[pa.Table, set[str]]
         for path in below.to_pylist()
         if path and "/" not in path and not re.search(UNSEEN, path) and location.fits(path)
     }
+
+
+def require_there(source: str) -> None:
+    """UserError where nothing is at a source; what it holds is looked at later."""
+    location = locate(source)
+    found = location.filesystem.get_file_info(location.root)
+    if found.type == arrow_fs.FileType.NotFound:
+        raise _nothing_at(source)
+
+
+def _nothing_at(source: str) -> UserError:
+    return UserError(
+        f"corpus source {source!r} is not there or holds no files; give a folder, a file,"
+        " a URI or a name from `latentlm corpora list`"
+    )
 
 
 @functools.lru_cache(maxsize=16)

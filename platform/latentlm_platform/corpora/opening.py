@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from latentlm_platform.corpora.bad_records import BadRecords
+from latentlm_platform.corpora.locating import require_there
 from latentlm_platform.corpora.named import ensure
 from latentlm_platform.corpora.splits import Splits, open_splits, survey
 from latentlm_platform.errors import UserError
@@ -14,10 +15,10 @@ SMALLEST_HELD_OUT = 4  # two halves with a covariance each
 
 
 def fetch_corpora(experiment: Experiment, say: Callable[[str], None]) -> None:
-    """Fetch named corpora that are missing here; needs no Ray."""
+    """Fetch named corpora that are missing here; UserError where nothing is. Needs no Ray."""
     corpus = experiment.corpus
     for source in filter(None, (corpus.source, corpus.held_out_source)):
-        ensure(source, progress=say)
+        require_there(ensure(source, progress=say))
 
 
 def open_corpora(experiment: Experiment, parent: TrackedRun) -> Splits:
