@@ -119,12 +119,17 @@ def old_caches(artifacts: Path) -> int:
 def _open_shard(path: Path, latent_width: int) -> EncodedChunk:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        return _chunk_of(table, latent_width)
+    except (OSError, pa.lib.ArrowException, LookupError, ValueError, AttributeError) as error:
         raise UserError(
             f"the latent cache shard {path} cannot be read ({error});"
             f" remove the folder {path.parents[2]} and run again to encode it anew",
             exit_code=1,
         ) from error
+
+
+def _chunk_of(table: Any, latent_width: int) -> EncodedChunk:
+    """The chunk that a table holds, as views of it; an error of Python or Arrow if it is none."""
     flat = {name: _flat(table, name) for name in table.column_names if name not in ("key", "id")}
     signals = {
         name: tuple(
@@ -134,7 +139,7 @@ def _open_shard(path: Path, latent_width: int) -> EncodedChunk:
         )
         for name in ("mean", "std")
     }
-    return EncodedChunk(
+    chunk = EncodedChunk(
         ids=table["id"].chunk(0).to_numpy(),
         part_starts=table["kinds"].chunk(0).offsets.to_numpy(),
         kinds=flat["kinds"],
@@ -143,6 +148,8 @@ def _open_shard(path: Path, latent_width: int) -> EncodedChunk:
         words=flat["words"],
         **signals,
     )
+    chunk.check()
+    return chunk
 
 
 def _lists(starts: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> Any:

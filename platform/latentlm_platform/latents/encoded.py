@@ -92,6 +92,19 @@ class EncodedChunk:
     def _latent_starts(self) -> IntArray:
         return _starts(np.where(self.kinds > TEXT, self.lengths, 0))
 
+    def check(self) -> None:
+        """ValueError where the counts of records, parts, words and latents do not agree."""
+        starts, parts = self.part_starts, len(self.kinds)
+        whole = len(starts) == len(self) + 1 and len(self.scored) == len(self.lengths) == parts
+        if not whole or starts[0] != 0 or starts[-1] != parts or (np.diff(starts) < 0).any():
+            raise ValueError("its records and parts do not add up")
+        if (self.kinds >= len(KINDS)).any() or (self.lengths < 0).any():
+            raise ValueError("a part is of no kind or length that there is")
+        latents = {len(values) for values in (*self.mean, *self.std)}
+        sided = len(self.std) in (0, len(self.mean)) and latents == {int(self._latent_starts[-1])}
+        if not sided or self._word_starts[-1] != len(self.words):
+            raise ValueError("its words or latents do not add up")
+
     @property
     def good(self) -> int:
         """Records that can be used."""
