@@ -55,13 +55,16 @@ class Composer:
     too_long: Literal["refuse", "skip"] = "refuse"
 
     def compose(self, parts: Sequence[EncodedPart], *, key: str) -> list[Spans]:
-        """The documents of a record, mostly one; none where it is skipped or says nothing.
+        """The documents of a record, mostly one; none where it is skipped or nothing is scored.
 
         UserError where a part is longer than a row, naming the record by `key`.
         """
+        return [spans for spans in self._compose(parts, key) if scored_of(spans)]
+
+    def _compose(self, parts: Sequence[EncodedPart], key: str) -> list[Spans]:
         if self.vocabulary is None:
             spans = tuple(self._class_spans(parts))
-            return [spans] if self._fits(sum(map(len, spans)), key) else []
+            return [spans] if self._fits(size_of(spans), key) else []
         units = [unit for place, part in enumerate(parts) for unit in self._units(part, place)]
         marks = 2  # END before and behind
         longest = max((size_of(unit) for unit in units), default=0)
@@ -94,10 +97,18 @@ class Composer:
         assert part.words is not None
         words = part.words.astype(np.int64)
         if part.kind == LABEL:
-            words = np.array(self.label_words[int(words[0])], np.int64)
+            words = self._label_words(int(words[0]))
         room = self.length - 2
         for start in range(0, len(words), room):
             yield (TextSpan(words[start : start + room], part.scored),)
+
+    def _label_words(self, label: int) -> npt.NDArray[np.int64]:
+        if not self.label_words:
+            raise UserError(
+                "a model with a vocabulary reads class labels as words, but these classes have no"
+                " names; name them in the corpus, or remove model.vocabulary"
+            )
+        return np.array(self.label_words[label], np.int64)
 
     def _documents(self, units: Sequence[Spans]) -> Iterator[Spans]:
         end = special_ids(self.vocabulary or 0).end

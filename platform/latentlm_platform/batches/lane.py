@@ -28,7 +28,7 @@ from latentlm_platform.errors import UserError
 
 SOURCE_IDS = 2**40  # records of one corpus at most: ids are unique over the sources of a run
 CUT_IDS = 2**52  # and over the documents that one record was cut into
-PATIENCE = 1_000  # records seen before a share of bad ones means anything
+SURE = 4.0  # standard deviations: a lane may meet more bad records than there are in the mean
 
 
 class Chunk(Protocol):
@@ -123,7 +123,7 @@ class LaneRecords:
 
     def __init__(self, source: LaneSource, *, number: int, lane: int, place: Place) -> None:
         self.source, self.number, self.lane, self.place = source, number, lane, place
-        self.seen = self.bad = 0
+        self.seen = self.bad = self.bad_of_epoch = 0
         self._records = self._read()
 
     def __next__(self) -> LaneRecord:
@@ -134,6 +134,8 @@ class LaneRecords:
         for epoch, window, pieces in windows:
             if self.bad == self.seen > 2 * self.source.order.records:
                 raise UserError(f"no record of {self.source.name} can be used", exit_code=1)
+            if window == 0:
+                self.bad_of_epoch = 0
             place = self.place
             here = (place.epoch, place.window) == (epoch, window)
             chunks = [self.source.shelf.take(self.lane, epoch, piece) for piece in pieces]
@@ -162,10 +164,15 @@ class LaneRecords:
                 self._count_bad()
 
     def _count_bad(self) -> None:
+        """End the run where the corpus surely holds too many: more in one epoch of this lane than
+        all of it may hold, or more than chance brings, which may put bad ones into few chunks."""
         self.bad += 1
-        limit = self.source.max_bad_fraction
-        enough = self.seen >= min(PATIENCE, self.source.order.records // self.source.order.lanes)
-        if enough and self.bad > limit * self.seen:
+        self.bad_of_epoch += 1
+        order, limit = self.source.order, self.source.max_bad_fraction
+        chunk = order.records / np.count_nonzero(order.sizes)
+        fair = limit * self.seen
+        most = fair + SURE * (math.sqrt(fair * chunk) + chunk)
+        if self.bad_of_epoch > limit * order.records or self.bad > most:
             raise UserError(
                 f"{self.bad} of {self.seen} records of {self.source.name} that came so far cannot"
                 f" be used, more than corpus.max_bad_fraction = {limit:g}: repair it or raise that",
