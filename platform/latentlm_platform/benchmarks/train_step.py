@@ -26,6 +26,7 @@ from latentlm.sequence import (
 from latentlm.settings import HeadSettings, LatentLMSettings
 from latentlm.vocabulary import special_ids
 from latentlm_platform.benchmarks.harness import Agreement, Case, distance
+from latentlm_platform.training.losses import LossLaw
 
 if TYPE_CHECKING:
     from latentlm_platform.benchmarks.peers_llama import Draws, LlamaMarPeer
@@ -76,8 +77,8 @@ def case(
         with autocast:
             targets = find_targets(batch, settings, noise=noise, condition_dropout=0.0)
             terms = model(batch, targets, noise=noise, timesteps_per_token=DRAWS)
-        means = terms.sums_K / terms.counts_K.clamp(min=1)
-        return means.sum().float()
+        shares_K = LossLaw((1.0, 1.0, 1.0, 1.0)).shares(terms.counts_K.tolist())
+        return (terms.sums_K @ shares_K).float()
 
     def peer_loss(module: nn.Module = peer, given: "Draws | None" = None) -> Tensor:
         with autocast:

@@ -3,6 +3,7 @@
 A rule is `(dotted path, sentence)`; where a sentence starts with a number, it is the field's value.
 """
 
+import math
 from collections.abc import Iterator
 
 from latentlm.settings import SpeechCodecSettings
@@ -71,14 +72,20 @@ def _lane_rules(experiment: Experiment) -> Iterator[Problem]:
         "train": experiment.train,
     }
     for name, section in sections.items():
-        if section.batch_size % lanes:
-            down, up = section.batch_size // lanes * lanes, -(-section.batch_size // lanes) * lanes
+        fits = lanes % section.workers == 0
+        parts = section.workers * getattr(section, "accumulation", 1) if fits else 1
+        if section.batch_size % lanes or section.batch_size % parts:
+            both = math.lcm(lanes, parts)
+            down, up = section.batch_size // both * both, -(-section.batch_size // both) * both
+            divisors = f"corpus.lanes = {lanes}"
+            if section.batch_size % parts:
+                divisors += f" and workers × accumulation = {parts}"
             yield (
                 f"{name}.batch_size",
-                f"{section.batch_size} is not divisible by corpus.lanes = {lanes};"
+                f"{section.batch_size} is not divisible by {divisors};"
                 f" choose {f'{down} or {up}' if down else up}",
             )
-        if lanes % section.workers:
+        if not fits:
             fitting = [n for n in range(1, lanes + 1) if lanes % n == 0]
             near = sorted(fitting, key=lambda n: abs(n - section.workers))[:2]
             yield (

@@ -266,15 +266,6 @@ class Train(Section):
                 f"{self.validation_items} is fewer than train.workers = {self.workers};"
                 f" give {self.workers} or more",
             )
-        parts = self.workers * self.accumulation
-        if self.batch_size % parts:
-            down, up = self.batch_size // parts * parts, (self.batch_size // parts + 1) * parts
-            choice = f"{down} or {up}" if down else f"{up}"
-            yield (
-                "batch_size",
-                f"{self.batch_size} is not divisible by workers × accumulation = {parts};"
-                f" choose {choice}",
-            )
 
 
 TaskName = Literal["generation", "reconstruction", "exposure"]

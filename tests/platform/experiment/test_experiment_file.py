@@ -107,9 +107,11 @@ def test_ten_mistakes_are_named_at_once_in_order(tmp_path: Path) -> None:
         "12:3: model.depth = true is not a whole number",
         "13:3: model.heads = 12 does not divide model.width = 1000; choose 10 or 20",
         "15:3: model.zero is not a key of model; zero belongs in train",
-        '16:11: latents.mode = "cashed" is no choice; did you mean cached? choose cached, streamed',
+        '16:11: latents.mode = "cashed" is no choice; did you mean cached? choose cached, streamed,'
+        " write_through",
         "18:3: train.steps = -5 is too small; give a number greater than 0",
-        "19:3: train.batch_size = 9 is not divisible by workers × accumulation = 2; choose 8 or 10",
+        "19:3: train.batch_size = 9 is not divisible by corpus.lanes = 8 and workers × accumulation"
+        " = 2; choose 8 or 16",
         "21:3: train.wrokers is not a key of train; did you mean workers?",
         "24:3: train.precision is given twice, first in line 23; remove one of them",
     ]
@@ -135,7 +137,9 @@ def test_each_mistake_alone_is_found_as_well(whole: Path) -> None:
         ("codec.patch_size=0", "codec.patch_size = 0 is not positive"),
         ("codec.variance={kind: fixd}", "did you mean fixed?"),
         ("codec.variance={kind: fixed, c_sigma: 1}", "not a key of codec.variance of kind fixed"),
-        ("codec.training.workers=3", "does not divide codec.training.batch_size = 8"),
+        ("codec.training.batch_size=9", "divisible by corpus.lanes = 8; choose 8 or 16"),
+        ("codec.training.workers=3", "does not divide corpus.lanes = 8; choose 2 or 4"),
+        ("train.accumulation=16", "divisible by workers × accumulation = 16; choose 16"),
         ("evaluate.cfg_scales=[1, x]", 'evaluate.cfg_scales.1 = "x" is not a number'),
         ("train.optimizer.betas=[0.9]", "train.optimizer.betas has too few values; give 2"),
         ("train.optimizer.betas=[0.9, 0.9, 0.9]", "too many values; give 2"),
@@ -322,7 +326,7 @@ def test_the_resolved_form_reads_back_as_itself(whole: Path, tmp_path: Path) -> 
         ("{sample.steps: [5, 0.5]}", "sample.steps = 0.5 is not a whole number"),
         ("{sample.steps: 5}", "is not a list"),
         ("{name: [a, b]}", "the same for every point"),
-        ("{train.workers: [1, 3]}", "at the sweep's point train.workers=3: train.batch_size = 8"),
+        ("{train.workers: [1, 3]}", "point train.workers=3: train.workers = 3 does not divide"),
         (f"{{seed: {list(range(1001))}}}", "1001 points, more than 1000"),
     ],
 )  # fmt: skip

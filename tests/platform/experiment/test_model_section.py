@@ -2,19 +2,23 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from latentlm.models import flops_per_item
 from latentlm.settings import CodeLMSettings, DiTSettings, LatentLMSettings
+from latentlm_platform.corpora.splits import Splits
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.files import load_experiment
 from latentlm_platform.experiment.models import CodeModel, DiTModel, Model
 from latentlm_platform.experiment.sections import Experiment
+from latentlm_platform.latents.cache import LatentCache
 from latentlm_platform.planning.estimates import counts, generate_flops, unknown_pace
 from latentlm_platform.planning.plan import untrainable
-from latentlm_platform.training.model_training import ModelTraining
+from latentlm_platform.training.inputs import ModelInputs
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 
@@ -100,9 +104,11 @@ def test_training_draws_with_its_own_seed_and_nothing_else_does(tmp_path: Path) 
     )
     assert (plain.seed, plain.model_seed) == (3, 3)
     assert (own.seed, own.model_seed) == (3, 7)
-    nothing: Any = None
+    split: Any = SimpleNamespace(chunk_sizes=np.array([8, 8]), corpus=plain.corpus)
+    splits = Splits(split, split)
+    cache = LatentCache(tmp_path, latent_width=16)
     orders = [
-        ModelTraining("k", one, tmp_path, tmp_path, nothing, nothing, {"train": (8, 8)}).order()
+        ModelInputs(one, splits, cache, tmp_path).sources({}, rows=1)[0].order
         for one in (plain, own)
     ]
     assert [order.seed for order in orders] == [3, 7]

@@ -12,7 +12,7 @@ from latentlm.randomness import RowNoise
 from latentlm.settings import FixedVariance, ImageCodecSettings, TransformerSettings
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.files import load_experiment
-from latentlm_platform.latents.drawing import redrawn_codec
+from latentlm_platform.latents.drawing import drawing_codec
 
 QUICKSTART = Path(__file__).parents[3] / "experiments" / "quickstart.yaml"
 SIDE = TransformerSettings(width=8, depth=1, heads=2)
@@ -32,7 +32,7 @@ def test_the_copy_draws_by_the_new_law_and_normalises_what_it_draws(tmp_path: Pa
     moments = LatentMoments.of_width(3)
     moments.add(posterior.mean_BNZ, None)
     law = FixedVariance(sigma=2.0)
-    redrawn_codec(tmp_path / "source", variance=law, moments=moments, target=tmp_path / "copy")
+    drawing_codec(tmp_path / "source", variance=law, moments=moments, target=tmp_path / "copy")
     copy = load_codec(tmp_path / "copy")
     noise = RowNoise(seed=0, ids_B=torch.arange(500))
     drawn_BNZ = copy.draw(posterior, noise=noise)

@@ -42,7 +42,7 @@ def test_less_is_better(metric: str) -> None:
         "inception_style_efficientnet_lite0",
         "reconstruction_psnr",
         "ssim",
-        "images_per_s_median",
+        "items_per_s_median",
         "mfu",
     ],
 )

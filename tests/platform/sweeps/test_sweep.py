@@ -199,13 +199,13 @@ def test_how_a_sweep_is_run_is_no_part_of_its_key() -> None:
 
 def test_a_drawn_point_that_breaks_a_rule_is_refused_alone() -> None:
     experiment = swept(
-        "{search: {algorithm: optuna, samples: 2, space: {train.batch_size: {kind: integer,"
-        " low: 4, high: 9}}}}"
+        "{search: {algorithm: optuna, samples: 2, space: {train.validation_items: {kind: integer,"
+        " low: 1, high: 9}}}}"
     )
-    (point,) = drawn_points(experiment, {"train.batch_size": 6})
-    assert point.experiment.train.batch_size == 6
-    with pytest.raises(UserError, match=r"at train.batch_size=7: .*not divisible"):
-        drawn_points(experiment, {"train.batch_size": 7})
+    (point,) = drawn_points(experiment, {"train.validation_items": 6})
+    assert point.experiment.train.validation_items == 6
+    with pytest.raises(UserError, match=r"at train.validation_items=1: .*fewer than train.workers"):
+        drawn_points(experiment, {"train.validation_items": 1})
 
 
 def test_a_ledger_survives_a_torn_line(tmp_path: Path) -> None:
