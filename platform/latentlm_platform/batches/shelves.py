@@ -22,7 +22,13 @@ from latentlm_platform.corpora.splits import Split
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Latents
 from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.latents.data_graph import TASK_CPUS, Item, arrays_of, read_items
+from latentlm_platform.latents.data_graph import (
+    LONGEST_LEG,
+    TASK_CPUS,
+    Item,
+    arrays_of,
+    read_items,
+)
 from latentlm_platform.latents.decoding import ChunkDecoder
 from latentlm_platform.latents.encoded import IMAGE, EncodedChunk
 from latentlm_platform.latents.encoding import SPLITS, ShardWriter, encode_items
@@ -105,7 +111,7 @@ class StreamedShelf:
         leg: int,
     ) -> None:
         self._wished, self._graph, self._open = iter(wished), graph, open_chunk
-        self._leg = max(leg, SHORTEST_LEG)
+        self._leg = min(max(leg, SHORTEST_LEG), LONGEST_LEG)
         self._waiting: dict[tuple[int, int, int], Any] = {}
         self._coming = self._run()
 
@@ -138,7 +144,7 @@ class WriteThroughShelf:
         leg: int,
     ) -> None:
         self._wished, self._graph, self.cache = iter(wished), graph, cache
-        self._leg = max(leg, SHORTEST_LEG)
+        self._leg = min(max(leg, SHORTEST_LEG), LONGEST_LEG)
         self._coming = self._run()
 
     def take(self, lane: int, epoch: int, piece: Piece) -> EncodedChunk:

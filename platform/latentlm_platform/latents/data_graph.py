@@ -1,7 +1,9 @@
 """Ray Data as this platform uses it: ordered, quiet, a bounded number of tasks, rows of one chunk.
 
-A task works at several items, one after another, and gives a row for each as soon as it is ready:
-the number of tasks, which Ray Data plans before the first row, does not grow with the corpus.
+Work goes on in legs of at most `LONGEST_LEG` items, one Ray Data set each: the number of tasks, which
+Ray Data plans before the first row, grows neither with the corpus nor with the steps of a run. A
+task works at a few items, one after another, and gives a row for each as soon as it is ready; they
+are few, since rows are wanted in order and a task that is behind keeps those ahead of it waiting.
 """
 
 import json
@@ -14,19 +16,19 @@ from typing import Any
 from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
 
 Item = tuple[int, ...]
-MAX_TASKS = 128
+TASKS_A_LEG, ITEMS_A_TASK = 128, 4
+LONGEST_LEG = TASKS_A_LEG * ITEMS_A_TASK
 TASK_CPUS = 0.5
 ROW_BYTES = 2**20  # a row is a chunk or more: each is a block of its own
 SCHEDULER_PAUSE_S = 0.03
 
 
 def read_items(items: Sequence[Item], reader: Callable[[Item], Arrays], *, readers: int) -> Any:
-    """A Ray Data set of `reader(item)`, in the order of the items, by `readers` tasks at once."""
+    """A Ray Data set of `reader(item)` of a leg, in the order of its items, by `readers` tasks."""
     import ray.data
 
     _quieten()
-    tasks = min(MAX_TASKS, len(items))
-    size = -(-len(items) // tasks)
+    size = -(-len(items) // TASKS_A_LEG)
     groups = [list(items[start : start + size]) for start in range(0, len(items), size)]
     rows = ray.data.from_items(
         [{"items": json.dumps(group)} for group in groups], override_num_blocks=len(groups)
@@ -39,6 +41,12 @@ def arrays_of(dataset: Any) -> Iterator[Arrays]:
     """The rows of a set, as they become ready, in order."""
     for row in dataset.iter_rows():
         yield unpack_row(row)
+
+
+def legs(items: Sequence[Item], *, longest: int = LONGEST_LEG) -> Iterator[Sequence[Item]]:
+    """The items in legs, one after another."""
+    for start in range(0, len(items), longest):
+        yield items[start : start + longest]
 
 
 @dataclass(frozen=True)

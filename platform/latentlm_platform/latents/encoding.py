@@ -6,7 +6,7 @@ was.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from latentlm.codec.sigma import LatentMoments
 from latentlm_platform.corpora.bad_records import BadTally
 from latentlm_platform.experiment.sections import Latents
 from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.latents.data_graph import TASK_CPUS, Item, arrays_of, read_items
+from latentlm_platform.latents.data_graph import TASK_CPUS, Item, arrays_of, legs, read_items
 from latentlm_platform.latents.decoding import ChunkDecoder
 from latentlm_platform.latents.encoded import EncodedChunk
 from latentlm_platform.latents.encoder import EncoderActor
@@ -46,9 +46,9 @@ class EncodingPass:
         todo: list[Item] = [(s, c) for s, c in items if not self.cache.has_chunk(SPLITS[s], c)]
         done = self.records - sum(self._size(item) for item in todo)
         on_progress(done)
-        if todo:
+        for leg in legs(todo):
             encoded = encode_items(
-                todo,
+                leg,
                 _PassReader(self.decoders),
                 codec_folder=self.codec_folder,
                 latents=self.latents,
@@ -94,7 +94,7 @@ class EncodingPass:
 
 
 def encode_items(
-    items: list[Item],
+    items: Sequence[Item],
     reader: Callable[[Item], Arrays],
     *,
     codec_folder: Path,

@@ -139,7 +139,7 @@ def test_each_mistake_alone_is_found_as_well(whole: Path) -> None:
         ("codec.variance={kind: fixed, c_sigma: 1}", "not a key of codec.variance of kind fixed"),
         ("codec.training.batch_size=9", "divisible by corpus.lanes = 8; choose 8 or 16"),
         ("codec.training.workers=3", "does not divide corpus.lanes = 8; choose 2 or 4"),
-        ("train.accumulation=16", "divisible by workers × accumulation = 16; choose 16"),
+        ("train.accumulation=16", "and workers × accumulation = 16; choose 16"),
         ("evaluate.cfg_scales=[1, x]", 'evaluate.cfg_scales.1 = "x" is not a number'),
         ("train.optimizer.betas=[0.9]", "train.optimizer.betas has too few values; give 2"),
         ("train.optimizer.betas=[0.9, 0.9, 0.9]", "too many values; give 2"),
