@@ -32,12 +32,18 @@ STAGES = {
     "sample": "evaluation",
     "evaluate": "evaluation",
 }
+REPORTED_BY_TASK = {
+    "generation": (
+        "generated_accuracy",
+        "frechet_{features}",
+        "frechet_{features}_above_reconstruction",
+        "inception_style_{features}",
+        "sampling_cpu_seconds_per_image",
+    ),
+    "reconstruction": ("frechet_{features}_reconstruction",),
+    "exposure": ("exposure_bias", "exposure_bias_last", "teacher_forced_error"),
+}
 REPORTED = (
-    "generated_accuracy",
-    "frechet_{features}",
-    "frechet_{features}_reconstruction",
-    "frechet_{features}_above_reconstruction",
-    "inception_style_{features}",
     "reconstruction_psnr",
     "reconstruction_ssim",
     "validation_loss",
@@ -47,13 +53,11 @@ REPORTED = (
     "variance_collapsed_channels",
     "latent_std",
     "noise_share",
-    "sampling_cpu_seconds_per_image",
     "codec_seconds",
     "latents_seconds",
     "model_seconds",
     "evaluation_seconds",
 )
-REPORTED_WITH_EXPOSURE = ("exposure_bias", "exposure_bias_last", "teacher_forced_error")
 
 
 class Point(NamedTuple):
@@ -110,9 +114,9 @@ def drawn_points(experiment: Experiment, draw: dict[str, Any]) -> list[Point]:
 
 def reported_metrics(experiment: Experiment) -> list[str]:
     """The metrics that a point of this experiment has, as far as they have fixed names."""
-    names: tuple[str, ...] = REPORTED
-    if experiment.evaluate.exposure_bias_images:
-        names += REPORTED_WITH_EXPOSURE
+    evaluate = experiment.evaluate
+    tasks = [t for t in evaluate.tasks if t != "exposure" or evaluate.exposure_bias_images]
+    names = [*REPORTED, *(name for task in tasks for name in REPORTED_BY_TASK[task])]
     return [name.format(features=experiment.evaluate.feature_extractor) for name in names]
 
 

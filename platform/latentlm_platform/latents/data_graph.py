@@ -1,9 +1,9 @@
 """Ray Data as this platform uses it: ordered, quiet, a bounded number of tasks, rows of one chunk.
 
-Work goes on in legs of at most `LONGEST_LEG` items, one Ray Data set each: the number of tasks, which
-Ray Data plans before the first row, grows neither with the corpus nor with the steps of a run. A
-task works at a few items, one after another, and gives a row for each as soon as it is ready; they
-are few, since rows are wanted in order and a task that is behind keeps those ahead of it waiting.
+Work goes on in legs of at most `LONGEST_LEG` items, one Ray Data set each: the number of tasks,
+which Ray Data plans before the first row, grows neither with the corpus nor with the steps of a
+run. A task works at a few items, one after another, and gives a row for each as soon as it is
+ready; they are few, since rows are wanted in order and who is behind keeps those ahead waiting.
 """
 
 import json
