@@ -48,7 +48,8 @@ class EncoderActor:
                 lengths[kinds == IMAGE] = pictures[0].shape[1]
                 found.append(pictures)
             if sounds:
-                spoken = [self._encode(torch.from_numpy(s.copy())[None]) for s in sounds]
+                # torch's own memory is aligned, on which the last bits of a product may depend
+                spoken = [self._encode(torch.tensor(sound)[None]) for sound in sounds]
                 lengths[kinds == SOUND] = [mean.shape[1] for mean, _ in spoken]
                 found += spoken
             mean, std = self._joined(found)
