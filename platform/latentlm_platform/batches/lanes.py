@@ -4,7 +4,7 @@ An epoch permutes the chunks of a corpus and deals them to the lanes, about as m
 a lane shuffles the records inside a window of a few of its chunks. The order depends on the seed,
 the corpus and the number of lanes, never on workers, accumulation or restarts: a worker owns whole
 lanes. A lane has epochs of its own, since lanes use up what they were dealt at their own pace; the
-deal goes round by one lane an epoch, so that none is ahead for long.
+deal goes round by one lane an epoch, so that none stays ahead for the rounding to whole chunks.
 """
 
 from collections.abc import Iterator
@@ -116,7 +116,6 @@ class LaneOrder:
             before = np.maximum(after - 1, 0)
             nearer = starts[after] - borders < borders - starts[before]
             borders = starts[np.where(nearer, after, before)]
-            borders[0], borders[-1] = 0, self.records
         return Deal(chunks, starts, borders)
 
 

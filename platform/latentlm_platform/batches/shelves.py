@@ -27,6 +27,7 @@ from latentlm_platform.latents.data_graph import (
     TASK_CPUS,
     Item,
     arrays_of,
+    map_rows,
     read_items,
 )
 from latentlm_platform.latents.decoding import ChunkDecoder
@@ -181,7 +182,7 @@ class EncodingGraph:
         """The chunks of these items, as soon as each is in the cache."""
         sides = 2 if self.flip else 1
         encoded = self._dataset(list(items), self._read_whole, orientations=sides)
-        return arrays_of(encoded.map(ShardWriter(self.cache), num_cpus=TASK_CPUS))
+        return arrays_of(map_rows(encoded, ShardWriter(self.cache), num_cpus=TASK_CPUS))
 
     def _encoded(
         self, items: list[Item], reader: Callable[[Item], Arrays], *, orientations: int
