@@ -202,8 +202,9 @@ def test_too_many_bad_records_end_the_run(
 def test_bad_input_is_one_sentence(
     cli: Any, experiment_file: Path, override: str, sentence: str, expected: int
 ) -> None:
-    large = ("--set", "train.batch_size=64", "--set", "train.validation_items=64")
-    extra = large if "workers" in override else ()
+    large = ("corpus.lanes=64", "train.batch_size=64", "codec.training.batch_size=64")
+    settings = (*large, "train.validation_items=64") if "workers" in override else ()
+    extra = [word for setting in settings for word in ("--set", setting)]
     code, report = cli("run", str(experiment_file), "--set", override, *extra)
     assert code == expected
     assert report["status"] == "FAILED"
