@@ -30,9 +30,6 @@ class EncodedPart(NamedTuple):
     mean_NZ: FloatArray | None
     std_NZ: FloatArray | None
 
-    def __len__(self) -> int:
-        return len(self.words) if self.mean_NZ is None else len(self.mean_NZ)  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedChunk:
