@@ -102,8 +102,10 @@ def test_sounds_of_any_length_are_what_each_is_alone(tmp_path: Path, with_std: b
     parts = [part for row in range(5) for part in chunk.parts(row)]
     assert [part.kind for part in parts] == [SOUND, TEXT, SOUND, TEXT, SOUND, TEXT, SOUND, SOUND]
     spoken = [part for part in parts if part.kind == SOUND]
-    assert [len(part) for part in spoken] == [codec.latents_in(len(sound)) for sound in sounds]
-    assert len({len(part) for part in spoken}) == 5
+    assert [len(part.mean_NZ) for part in spoken] == [
+        codec.latents_in(len(sound)) for sound in sounds
+    ]
+    assert len({len(part.mean_NZ) for part in spoken}) == 5
     for sound, part in zip(sounds, spoken, strict=True):
         with torch.no_grad():
             posterior = codec.encode(torch.tensor(sound)[None])
@@ -136,7 +138,7 @@ def test_pictures_in_both_orientations(tmp_path: Path, with_std: bool) -> None:
             turned = torch.from_numpy(pixels[:, ::-1].copy() if mirrored else pixels)[None]
             with torch.no_grad():
                 posterior = codec.encode(pixels_to_signal(turned))
-            assert len(part) == codec.latent_count
+            assert len(part.mean_NZ) == codec.latent_count
             np.testing.assert_allclose(part.mean_NZ, posterior.mean_BNZ[0], rtol=1e-4, atol=1e-5)
             if with_std:
                 np.testing.assert_allclose(part.std_NZ, posterior.std_BNZ[0], rtol=1e-4)
