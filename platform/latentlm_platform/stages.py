@@ -94,7 +94,8 @@ def make_codec(context: StageContext) -> Artifact:
     corpus, settings = experiment.corpus, experiment.codec.training
     order = (corpus.flip, corpus.chunk_records, corpus.shuffle_window_chunks, corpus.lanes)
     codec = experiment.codec.model_dump(mode="json")
-    codec["training"].pop("workers")  # any number of them trains the same codec
+    if settings.objective.adversarial_weight == 0:  # its adaptive weight is each worker's own
+        codec["training"].pop("workers")  # otherwise any number of them trains the same codec
     key = context.key("codec", corpus_digests(splits), preprocessing(corpus), order, codec)
     with building("codec", key) as finished:
         if finished:

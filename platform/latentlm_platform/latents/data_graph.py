@@ -3,7 +3,9 @@
 Work goes on in legs of at most `LONGEST_LEG` items, one Ray Data set each: the number of tasks,
 which Ray Data plans before the first row, grows neither with the corpus nor with the steps of a
 run. A task works at a few items, one after another, and gives a row for each as soon as it is
-ready; they are few, since rows are wanted in order and who is behind keeps those ahead waiting.
+ready. Tasks begin with one item, so that the first rows come soon, and grow, since between two of
+them a reader waits a tenth of a second for Ray Data's scheduler; but they stay small, since rows
+are wanted in order and who is behind keeps those ahead waiting.
 """
 
 import json
@@ -16,8 +18,8 @@ from typing import Any
 from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
 
 Item = tuple[int, ...]
-TASKS_A_LEG, ITEMS_A_TASK = 128, 4
-LONGEST_LEG = TASKS_A_LEG * ITEMS_A_TASK
+ITEMS_A_TASK = 8  # at most
+LONGEST_LEG = 512  # items
 TASK_CPUS = 0.5
 ROW_BYTES = 2**20  # a row is a chunk or more: each is a block of its own
 SCHEDULER_PAUSE_S = 0.03
@@ -28,19 +30,41 @@ def read_items(items: Sequence[Item], reader: Callable[[Item], Arrays], *, reade
     import ray.data
 
     _quieten()
-    size = -(-len(items) // TASKS_A_LEG)
-    groups = [list(items[start : start + size]) for start in range(0, len(items), size)]
-    rows = ray.data.from_items(
-        [{"items": json.dumps(group)} for group in groups], override_num_blocks=len(groups)
-    )
+    work = [{"items": json.dumps(group)} for group in task_items(items, readers=readers)]
+    rows = ray.data.from_items(work, override_num_blocks=len(work))
     pool = ray.data.TaskPoolStrategy(size=readers)
-    return rows.flat_map(_Reading(reader), num_cpus=TASK_CPUS, compute=pool)
+    return map_rows(rows, _Reading(reader), num_cpus=TASK_CPUS, compute=pool)
+
+
+def task_items(items: Sequence[Item], *, readers: int) -> Iterator[Sequence[Item]]:
+    """What each task of a leg reads: 1 item for every reader, then 2, … and fewer at the end."""
+    start, size = 0, 1
+    while start < len(items):
+        for _ in range(readers):
+            rest = -(-(len(items) - start) // readers)
+            count = min(size, rest)
+            if count:
+                yield items[start : start + count]
+            start += count
+        size = min(2 * size, ITEMS_A_TASK)
+
+
+def map_rows(dataset: Any, function: Any, **options: Any) -> Any:
+    """The set of what a function (or a class, in an actor pool) makes of each row, uncopied."""
+    return dataset.map_batches(
+        function, batch_size=1, batch_format="pyarrow", zero_copy_batch=True, **options
+    )
 
 
 def arrays_of(dataset: Any) -> Iterator[Arrays]:
-    """The rows of a set, as they become ready, in order."""
-    for row in dataset.iter_rows():
-        yield unpack_row(row)
+    """The rows of a set, as they become ready, in order.
+
+    They are copies, so that what waits for its turn does not fill Ray's object store.
+    """
+    for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        for number in range(len(rows)):
+            row = unpack_row(rows.slice(number, 1))
+            yield {name: array.copy() for name, array in row.items()}
 
 
 def legs(items: Sequence[Item], *, longest: int = LONGEST_LEG) -> Iterator[Sequence[Item]]:
@@ -54,7 +78,7 @@ class _Reading:
     reader: Callable[[Item], Arrays]
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        for item in json.loads(row["items"]):
+        for item in json.loads(row["items"][0].as_py()):
             yield pack_row(self.reader(tuple(item)))
 
 

@@ -18,7 +18,14 @@ from latentlm.codec.sigma import LatentMoments
 from latentlm_platform.corpora.bad_records import BadTally
 from latentlm_platform.experiment.sections import Latents
 from latentlm_platform.latents.cache import LatentCache
-from latentlm_platform.latents.data_graph import TASK_CPUS, Item, arrays_of, legs, read_items
+from latentlm_platform.latents.data_graph import (
+    TASK_CPUS,
+    Item,
+    arrays_of,
+    legs,
+    map_rows,
+    read_items,
+)
 from latentlm_platform.latents.decoding import ChunkDecoder
 from latentlm_platform.latents.encoded import EncodedChunk
 from latentlm_platform.latents.encoder import EncoderActor
@@ -55,7 +62,7 @@ class EncodingPass:
                 orientations=self.orientations,
                 readers=1,
             )
-            written = encoded.map(ShardWriter(self.cache), num_cpus=TASK_CPUS)
+            written = map_rows(encoded, ShardWriter(self.cache), num_cpus=TASK_CPUS)
             for arrays in arrays_of(written):
                 done += self._size((int(arrays["split"][0]), int(arrays["chunk"][0])))
                 on_progress(done)
@@ -105,7 +112,8 @@ def encode_items(
     """A Ray Data set of encoded chunks, in the order of the items, by an actor pool of its own."""
     import ray.data
 
-    return read_items(items, reader, readers=readers).map(
+    return map_rows(
+        read_items(items, reader, readers=readers),
         EncoderActor,
         fn_constructor_args=(codec_folder,),
         fn_constructor_kwargs={"batch_size": latents.batch_size, "orientations": orientations},
