@@ -47,6 +47,9 @@ class Shelf(Protocol):
         """The chunk of a piece, for which this lane asks once an epoch, and once more where some
         of its documents waited in a cursor."""
 
+    def close(self) -> None:
+        """Nothing is taken any more: end what reads ahead."""
+
 
 class Ref(NamedTuple):
     """A document: which part of which record, in which epoch."""

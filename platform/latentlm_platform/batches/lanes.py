@@ -32,6 +32,20 @@ class Piece(NamedTuple):
         return self.last - self.first
 
 
+class Wish(NamedTuple):
+    """A chunk that a lane will take: the whole of it, or records [first, last)."""
+
+    lane: int
+    epoch: int
+    chunk: int
+    first: int
+    last: int
+
+    @property
+    def piece(self) -> Piece:
+        return Piece(self.chunk, self.first, self.last)
+
+
 class Place(NamedTuple):
     """Where a lane stands in a corpus: the next record is `row` of that window, after shuffling."""
 

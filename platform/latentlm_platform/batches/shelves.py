@@ -8,16 +8,15 @@ nothing that is planned before the first row grows with the steps of a run.
 import heapq
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from latentlm_platform.batches.lane import Cursor, mirrored_ids
-from latentlm_platform.batches.lanes import LaneOrder, Piece
-from latentlm_platform.corpora.records import Decoded
+from latentlm_platform.batches.lanes import LaneOrder, Piece, Wish
 from latentlm_platform.corpora.splits import Split
 from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Latents
@@ -28,7 +27,6 @@ from latentlm_platform.latents.data_graph import (
     Item,
     arrays_of,
     map_rows,
-    read_items,
 )
 from latentlm_platform.latents.decoding import ChunkDecoder
 from latentlm_platform.latents.encoded import IMAGE, EncodedChunk
@@ -36,20 +34,6 @@ from latentlm_platform.latents.encoding import SPLITS, ShardWriter, encode_items
 from latentlm_platform.latents.wire_rows import Arrays
 
 SHORTEST_LEG = 64  # chunks
-
-
-class Wish(NamedTuple):
-    """A chunk that a lane will take: the whole of it, or records [first, last)."""
-
-    lane: int
-    epoch: int
-    chunk: int
-    first: int
-    last: int
-
-    @property
-    def piece(self) -> Piece:
-        return Piece(self.chunk, self.first, self.last)
 
 
 def wishes(order: LaneOrder, cursors: dict[int, Cursor], *, number: int) -> Iterator[Wish]:
@@ -96,6 +80,9 @@ class CachedShelf:
         """The chunk of a piece."""
         return self.cache.read_chunk(self.split, piece.chunk)
 
+    def close(self) -> None:
+        """Nothing was read ahead."""
+
 
 class StreamedShelf:
     """Chunks that Ray Data makes as lanes need them, each taken once for every wish.
@@ -124,7 +111,11 @@ class StreamedShelf:
             self._waiting[wish.lane, wish.epoch, wish.chunk] = chunk
         return self._waiting.pop(key)
 
-    def _run(self) -> Iterator[tuple[Wish, Any]]:
+    def close(self) -> None:
+        """End the leg that Ray Data is at."""
+        self._coming.close()
+
+    def _run(self) -> Generator[tuple[Wish, Any], None, None]:
         while leg := list(itertools.islice(self._wished, self._leg)):
             for wish, arrays in zip(leg, self._graph(leg), strict=True):
                 yield wish, self._open(arrays)
@@ -154,7 +145,11 @@ class WriteThroughShelf:
             next(self._coming)
         return self.cache.read_chunk(SPLITS[0], piece.chunk)
 
-    def _run(self) -> Iterator[Arrays]:
+    def close(self) -> None:
+        """End the leg that Ray Data is at."""
+        self._coming.close()
+
+    def _run(self) -> Generator[Arrays, None, None]:
         while leg := list(itertools.islice(self._wished, self._leg)):
             chunks = dict.fromkeys(wish.chunk for wish in leg)
             missing = [(0, c) for c in chunks if not self.cache.has_chunk(SPLITS[0], c)]
@@ -214,55 +209,6 @@ class EncodingGraph:
     def _read_whole(self, item: Item) -> Arrays:
         split, chunk = item
         return self.decoder(chunk) | {"split": np.array([split], np.int64)}
-
-
-@dataclass(frozen=True)
-class PixelChunk:
-    """Decoded pictures of a piece: uint8 [k, Y, X, C]; `index` says which is a record's, or -1."""
-
-    ids: np.ndarray[Any, np.dtype[np.int64]]
-    index: np.ndarray[Any, np.dtype[np.int64]]
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-
-    def usable(self, row: int) -> bool:
-        """Whether the record can be used."""
-        return bool(self.index[row] >= 0)
-
-    def picture(self, row: int, *, mirrored: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """uint8 [Y, X, C] of a record that can be used."""
-        pixels_YXC = self.pixels[self.index[row]]
-        return pixels_YXC[:, ::-1] if mirrored else pixels_YXC
-
-
-@dataclass(frozen=True)
-class PixelGraph:
-    """How pieces of a split are decoded on the way to a worker that trains a codec."""
-
-    split: Split
-    readers: int
-
-    def __call__(self, wished: Sequence[Wish]) -> Iterator[Arrays]:
-        return arrays_of(read_items([tuple(w) for w in wished], self._read, readers=self.readers))
-
-    def _read(self, item: Item) -> Arrays:
-        wish = Wish(*item)
-        ids = self.split.ids_of(wish.chunk)
-        records = self.split.decode_chunk(wish.chunk)[wish.first : wish.last]
-        index = np.full(len(ids), -1, np.int64)
-        pictures: list[Any] = []
-        for row, record in enumerate(records, start=wish.first):
-            if isinstance(record, Decoded):
-                index[row] = len(pictures)
-                pictures.append(record.pixels)
-        corpus = self.split.corpus
-        shape = (0, corpus.image_size, corpus.image_size, corpus.channels)
-        pixels = np.stack(pictures) if pictures else np.empty(shape, np.uint8)
-        return {"ids": ids, "index": index, "pixels": pixels}
-
-
-def open_pixels(arrays: Arrays) -> PixelChunk:
-    """The chunk that a `PixelGraph` read."""
-    return PixelChunk(arrays["ids"], arrays["index"], arrays["pixels"])
 
 
 def open_encoded(arrays: Arrays) -> EncodedChunk:

@@ -6,7 +6,7 @@ any number of workers. A thread prepares the next batches while one is used.
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,6 +71,11 @@ class PackedRows:
             ]
             yield StepRows(micro, {lane.lane: lane.cursor().state() for lane in lanes})
 
+    def close(self) -> None:
+        """End what reads ahead of the lanes."""
+        for source in self.sources:
+            source.shelf.close()
+
 
 class PictureBatch(NamedTuple):
     """pixels uint8 [B, Y, X, C] of a worker's part of a global batch, what keys their noise, and
@@ -105,11 +110,15 @@ class Pictures:
                 {lane: Cursor([r.place], [], [0]).state() for lane, r in lanes.items()},
             )
 
+    def close(self) -> None:
+        """End what reads ahead of the lanes."""
+        self.source.shelf.close()
 
-def read_ahead(batches: Any, *, steps: int) -> Iterator[Any]:
+
+def read_ahead(batches: Any, *, steps: int) -> Generator[Any, None, None]:
     """The first `steps` of these batches, prepared in a thread while earlier ones are used.
 
-    What the thread raises is raised here.
+    What the thread raises is raised here. The batches are closed at the end.
     """
     ready: queue.Queue[Any] = queue.Queue(READ_AHEAD)
     stop = threading.Event()
@@ -121,6 +130,8 @@ def read_ahead(batches: Any, *, steps: int) -> Iterator[Any]:
                     return
         except BaseException as error:
             _offer(ready, _Failed(error), stop)
+        finally:
+            batches.close()  # else Ray Data goes on, and dies badly with its process
 
     thread = threading.Thread(target=prepare, name="read-ahead", daemon=True)
     thread.start()

@@ -22,6 +22,7 @@ from latentlm_platform.experiment.sections import Corpus
 
 IntArray = npt.NDArray[np.int64]
 Part = Literal["all", "train", "held_out"]
+EVERY = slice(None)
 SURVEY_CHUNKS = 8
 SURVEY_RECORDS = 32
 
@@ -58,19 +59,20 @@ class Split:
         return int(chunk_starts(self.index.folder)[chunk]) + self.rows_of(chunk)
 
     def decode_chunk(
-        self, chunk: int, *, limit: int | None = None, meter: Meter | None = None
+        self, chunk: int, *, rows: slice | IntArray = EVERY, meter: Meter | None = None
     ) -> list[Decoded | BadRecord]:
-        """The chunk's records (the first `limit`) in this split, decoded or with their fault.
+        """The chunk's records (or some `rows` of them, ascending) in this split, decoded or with
+        their fault.
 
         `meter` counts the bytes that are read. A record that ended two processes is a fault too.
         """
-        rows = self.rows_of(chunk)[:limit]
-        if not len(rows):
+        wanted = self.rows_of(chunk)[rows]
+        if not len(wanted):
             return []
         found: list[Decoded | BadRecord] = []
-        records = self.index.read_chunk(chunk, rows, meter)
+        records = self.index.read_chunk(chunk, wanted, meter)
         with crashes.marking(self.index.folder.name, chunk) as marker:
-            for row, record in zip(rows.tolist(), records, strict=True):
+            for row, record in zip(wanted.tolist(), records, strict=True):
                 if marker.is_given_up(row):
                     bad = BadRecord(record.key, crashes.KIND, crashes.REASON, record.group)
                     found.append(bad)
@@ -133,7 +135,7 @@ def survey(split: Split) -> tuple[int, list[BadRecord]]:
 
 
 def _survey_chunk(split: Split, chunk: int) -> tuple[int, list[BadRecord]]:
-    signals = split.decode_chunk(chunk, limit=SURVEY_RECORDS)
+    signals = split.decode_chunk(chunk, rows=slice(SURVEY_RECORDS))
     return len(signals), [signal for signal in signals if isinstance(signal, BadRecord)]
 
 

@@ -93,9 +93,10 @@ def decoded_images(split: Split, pieces: Sequence[Piece], *, size: int) -> Itera
     """The good images of these rows in batches of `size`; one chunk is held at a time."""
     waiting: list[tuple[Decoded, int]] = []
     for chunk, rows, places in pieces:
-        signals = split.decode_chunk(chunk, limit=int(rows.max()) + 1)
-        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-            if isinstance(signal := signals[row], Decoded):
+        ascending = np.argsort(rows)
+        signals = split.decode_chunk(chunk, rows=rows[ascending])
+        for signal, place in zip(signals, places[ascending].tolist(), strict=True):
+            if isinstance(signal, Decoded):
                 waiting.append((signal, place))
         while len(waiting) >= size:
             yield _together(waiting[:size])

@@ -1,24 +1,30 @@
 """Decoded chunks on their way to the encoder: words as ids, pictures and sounds in flat arrays.
 
 In: a chunk of a split. Out: named arrays for a row of a Ray Data set, which the encoder actor turns
-into an `EncodedChunk`, and what could not be used.
+into an `EncodedChunk`, and what could not be used. Nothing here needs torch, whose import would
+delay the first rows of every reader by seconds.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentlm.parts import Part
-from latentlm.vocabulary import Vocabulary
 from latentlm_platform.corpora.bad_records import BadTally
 from latentlm_platform.corpora.records import BadRecord, Decoded
 from latentlm_platform.corpora.splits import Split
+from latentlm_platform.latents.data_graph import Item
 from latentlm_platform.latents.encoded import IMAGE, LABEL, SOUND, TEXT
 from latentlm_platform.latents.wire_rows import Arrays
+
+if TYPE_CHECKING:
+    from latentlm.parts import Part
+    from latentlm.vocabulary import Vocabulary
+
+SPLITS = ("train", "held_out")
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class ChunkDecoder:
             arrays["sample_ends"] = np.cumsum([len(sound) for sound in sounds])[:-1]
         return arrays
 
-    def _words_of(self, part: Part) -> tuple[int, list[int]]:
+    def _words_of(self, part: "Part") -> tuple[int, list[int]]:
         """(kind, ids): a label is its own id; of signals the number of latents is known later."""
         if isinstance(part, str):
             assert self.words is not None, "a corpus with text has a tokenizer"
@@ -99,6 +105,19 @@ class ChunkDecoder:
         return (IMAGE if part.ndim == 3 else SOUND), []
 
 
+@dataclass(frozen=True)
+class SplitReader:
+    """(split, chunk), by their numbers → the decoded chunk."""
+
+    decoders: Mapping[str, ChunkDecoder]
+
+    def __call__(self, item: Item) -> Arrays:
+        split, chunk = item
+        return self.decoders[SPLITS[split]](chunk) | {"split": np.array([split], np.int64)}
+
+
 @lru_cache(maxsize=4)
-def _vocabulary(ranks: str, size: int) -> Any:
+def _vocabulary(ranks: str, size: int) -> "Vocabulary":
+    from latentlm.vocabulary import Vocabulary
+
     return Vocabulary(ranks, size=size)

@@ -26,12 +26,11 @@ from latentlm_platform.latents.data_graph import (
     map_rows,
     read_items,
 )
-from latentlm_platform.latents.decoding import ChunkDecoder
+from latentlm_platform.latents.decoding import SPLITS, ChunkDecoder, SplitReader
 from latentlm_platform.latents.encoded import EncodedChunk
 from latentlm_platform.latents.encoder import EncoderActor
 from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
 
-SPLITS = ("train", "held_out")
 SPREAD_CHUNKS = 16
 Progress = Callable[[int], None]
 
@@ -56,7 +55,7 @@ class EncodingPass:
         for leg in legs(todo):
             encoded = encode_items(
                 leg,
-                _PassReader(self.decoders),
+                SplitReader(self.decoders),
                 codec_folder=self.codec_folder,
                 latents=self.latents,
                 orientations=self.orientations,
@@ -142,17 +141,6 @@ class ShardWriter:
         report = {"rows": encoded.good, "bad": about["bad"], "moments": moments_state(moments)}
         self.cache.write_report(split, chunk, report)
         return pack_row({name: arrays[name] for name in ("split", "chunk")})
-
-
-class _PassReader:
-    """(split, chunk) → the decoded chunk."""
-
-    def __init__(self, decoders: Mapping[str, ChunkDecoder]) -> None:
-        self.decoders = decoders
-
-    def __call__(self, item: Item) -> Arrays:
-        split, chunk = item
-        return self.decoders[SPLITS[split]](chunk) | {"split": np.array([split], np.int64)}
 
 
 def sampled_chunks(sizes: Any, *, records: int, seed: int) -> tuple[int, ...]:

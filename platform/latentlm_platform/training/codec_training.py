@@ -24,13 +24,8 @@ from latentlm.randomness import RowNoise
 from latentlm.signals import pixels_to_signal
 from latentlm_platform.batches.lane import Cursor, LaneSource
 from latentlm_platform.batches.lanes import lanes_of
-from latentlm_platform.batches.shelves import (
-    PixelGraph,
-    StreamedShelf,
-    open_pixels,
-    order_of,
-    wishes,
-)
+from latentlm_platform.batches.pixels import PixelGraph, open_pixels
+from latentlm_platform.batches.shelves import StreamedShelf, order_of, wishes
 from latentlm_platform.batches.streams import PictureBatch, Pictures, Share, read_ahead
 from latentlm_platform.corpora.splits import Splits
 from latentlm_platform.errors import UserError

@@ -4,19 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from latentlm_platform.corpora.chunk_index import ChunkRows, Entry, entry_table, write_index
-from latentlm_platform.corpora.division import open_division
-from latentlm_platform.corpora.parquet_footers import Naming
+from making_large_index import CHUNK_RECORDS, CHUNKS, CLASSES, FRACTION, write_large_index
 
-CHUNKS, CHUNK_RECORDS, CLASSES = 20_000, 500, 1_000
-FRACTION = 0.001
 OPEN_SECONDS, GROWTH_BYTES = 2.0, 200 * 2**20
 SCRIPT = f"""
 import json, sys, time
@@ -50,24 +43,10 @@ print(json.dumps(found | dict(seconds=seconds, growth=growth)))
 """
 
 
-def synthetic() -> Iterator[ChunkRows]:
-    names = pa.array([f"class-{number}" for number in range(CLASSES)])
-    for chunk in range(CHUNKS):
-        places = (np.arange(CHUNK_RECORDS, dtype=np.int32) + chunk * CHUNK_RECORDS) % CLASSES
-        start = chunk % 100 * CHUNK_RECORDS
-        entry = Entry(f"train-{chunk // 100:05}.parquet", None, [start, CHUNK_RECORDS])
-        (batch,) = entry_table([entry]).to_batches()
-        labels = pa.DictionaryArray.from_arrays(pa.array(places), names)
-        yield ChunkRows(batch, CHUNK_RECORDS, labels)
-
-
 def test_ten_million_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTLM_HOME", str(tmp_path / "home"))
-    names = tuple(f"class-{number}" for number in range(CLASSES))
     folder = tmp_path / "index"
-    stored = write_index(folder, synthetic(), lambda _: Naming(names, True), classes=CLASSES)
-    assert stored.records == CHUNKS * CHUNK_RECORDS == 10_000_000
-    open_division(folder, seed=0, fraction=FRACTION)
+    assert write_large_index(folder).records == CHUNKS * CHUNK_RECORDS == 10_000_000
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},

@@ -58,7 +58,7 @@ def test_ids_are_the_same_whichever_the_split(
         for chunk in range(5):
             ids = split.ids_of(chunk)
             assert [of_key[s.key] for s in split.decode_chunk(chunk)] == ids.tolist()
-            assert [s.key for s in split.decode_chunk(chunk, limit=2)] == [
+            assert [s.key for s in split.decode_chunk(chunk, rows=slice(2))] == [
                 s.key for s in split.decode_chunk(chunk)[:2]
             ]
 
