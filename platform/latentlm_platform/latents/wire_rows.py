@@ -28,7 +28,7 @@ def unpack_row(row: Row) -> Arrays:
     """The arrays that `pack_row` packed, as views of the row, which cannot be written to."""
     shapes = json.loads(row[SHAPES][0].as_py())
     return {
-        name: np.frombuffer(row[name][0].as_buffer(), dtype=dtype).reshape(shape)
+        name: np.frombuffer(_bytes_of(row[name]), dtype=dtype).reshape(shape)
         for name, (dtype, shape) in shapes.items()
     }
 
@@ -38,3 +38,11 @@ def _column(array: npt.NDArray[Any]) -> Any:
     ends = np.array([0, array.nbytes], np.int64)
     values = pa.py_buffer(array.reshape(-1).view(np.uint8))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), values])
+
+
+def _bytes_of(column: Any) -> Any:
+    """The buffer of a column's one value. Arrow's own scalars would copy it."""
+    (array,) = (chunk for chunk in column.chunks if len(chunk))
+    _, ends, values = array.buffers()
+    start, end = np.frombuffer(ends, np.int64)[array.offset : array.offset + 2].tolist()
+    return values.slice(start, end - start)
