@@ -137,8 +137,26 @@ def test_a_cursor_in_the_middle_of_everything() -> None:
     ]
     own = [replace(one, shelf=shelf) for one, shelf in zip(ours, streams, strict=True)]
     resumed = [Lane(own, COMPOSER, lane=n, cursor=cursor) for n, cursor in cursors.items()]
-    assert not any(shelf._waiting for shelf in streams)
+    for one, shelf, number in zip(ours, streams, (0, 1), strict=True):
+        for lane, epoch, chunk in shelf._waiting:  # only what a window has yet to take
+            place = cursors[lane].places[number]
+            window = one.order.pieces(lane, place.epoch, place.window)
+            assert (epoch, chunk) in {(place.epoch, piece.chunk) for piece in window}
     assert rows(resumed, 40) == rows(before, 40)
+
+
+def test_a_chunk_that_lanes_share_is_made_once_for_all() -> None:
+    """Where chunks are made whole: every leg asks for each chunk of an epoch once."""
+    one = source(SIZES["few"])
+    graph = Graph(memory(one))
+    wished = wishes(one.order, start(), number=0)
+    shelf = StreamedShelf(wished, graph.streamed, open_encoded, leg=1, whole=True)
+    wanted, found = lanes(one, start(), one.shelf), lanes(one, start(), shelf)
+    while wanted[0].cursor().places[0].epoch < 9:
+        assert rows(found, 1) == rows(wanted, 1)
+    opened = sum(one.shelf.taken.values())  # type: ignore[attr-defined]
+    assert opened > 45  # pieces; of 3 chunks in about 9 epochs
+    assert len(graph.made) < 0.8 * opened
 
 
 def test_reading_is_planned_in_legs() -> None:
