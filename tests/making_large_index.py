@@ -27,7 +27,7 @@ def write_large_index(folder: Path, *, one_file: bool = False) -> StoredIndex:
     """The index with its division; with `one_file` every chunk lies in `train.parquet`."""
     names = tuple(f"class-{number}" for number in range(CLASSES))
     chunks = _chunks(one_file=one_file)
-    stored = write_index(folder, chunks, lambda _: Naming(names, True), classes=CLASSES)
+    stored = write_index(folder, chunks, lambda _: Naming(names, True))
     open_division(folder, seed=0, fraction=FRACTION)
     return stored
 

@@ -21,6 +21,7 @@ from latentlm.media import read_png
 from latentlm_platform.artifacts import Artifact, building, key_of
 from latentlm_platform.corpora.bad_records import BadRecords, BadTally
 from latentlm_platform.corpora.splits import Splits, corpus_digests, preprocessing
+from latentlm_platform.corpora.spreading import RETRIES
 from latentlm_platform.evaluation.actor_pool import EvaluatorPool
 from latentlm_platform.evaluation.codec_scores import latent_health, score_codec
 from latentlm_platform.evaluation.evaluator import Evaluator
@@ -106,7 +107,7 @@ def make_codec(context: StageContext) -> Artifact:
         with context.child("codec", "codec", key=key) as run:
             group = WorkerGroup.of(experiment.train, artifact.folder, workers=settings.workers)
             train_followed(group, train_codec, training, run, total=settings.steps, title="codec")
-            _score_codec(artifact, splits)
+            _score_codec(artifact, splits, gpus=experiment.train.gpus_per_worker)
             metrics = json.loads((artifact.folder / "scores.json").read_text(encoding="utf-8"))
             run.log_metrics(metrics, step=settings.steps)
             if (channels := artifact.folder / "variance.json").exists():
@@ -120,11 +121,13 @@ def make_codec(context: StageContext) -> Artifact:
         return artifact
 
 
-def _score_codec(codec: Artifact, splits: Splits) -> None:
+def _score_codec(codec: Artifact, splits: Splits, *, gpus: float) -> None:
     """What the codec is worth on held-out records, on a machine of the cluster."""
     import ray
 
-    task = ray.remote(score_codec).options(num_cpus=1, scheduling_strategy="DEFAULT")
+    task = ray.remote(score_codec).options(
+        num_cpus=1, num_gpus=gpus or None, scheduling_strategy="DEFAULT", max_retries=RETRIES
+    )
     ray.get(task.remote(codec.folder / "codec", splits.held_out, folder=codec.folder))
 
 
@@ -204,7 +207,8 @@ def _tell_of_bad_records(context: StageContext, summary: dict[str, Any]) -> None
         context.say(f"  {bad.sentence()}")
     if "latentlm.sweep" not in context.tags:  # trials share a parent: the sweep tells of all
         bad.log(context.parent)
-    bad.refuse_too_many(context.experiment.corpus, summary["records"])
+    if context.experiment.latents.mode == "cached":  # a sample may be worse than the whole
+        bad.refuse_too_many(context.experiment.corpus, summary["records"])
 
 
 def _encoder_digest(codec: ImageViTCodec | VectorQuantizedCodec) -> str:
@@ -258,12 +262,10 @@ def make_model(context: StageContext, codec: Artifact, latents: Artifact) -> Art
 
 
 def _training_law(train: Train) -> dict[str, Any]:
-    """What of a training's section its result depends on. Global batches are the same for any
-    number of workers; their shards at ZeRO 1 to 3 are not, and only their own number goes on."""
-    placement = {"max_failures", "cpus_per_worker", "gpus_per_worker", "threads_per_worker"}
-    if train.zero.stage == 0:
-        placement |= {"workers"}
-    return train.model_dump(mode="json", exclude=placement)
+    """What of a training's section its result depends on: global batches are the same for any
+    number of workers, wherever these are."""
+    placement = {"workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker"}
+    return train.model_dump(mode="json", exclude={*placement, "max_failures"})
 
 
 def _tell_of_bad_stream(context: StageContext, cache: LatentCache) -> dict[str, float]:
@@ -271,9 +273,11 @@ def _tell_of_bad_stream(context: StageContext, cache: LatentCache) -> dict[str, 
     tally = BadTally()
     for state in cache.bad_states():
         tally.merge(BadTally.from_state(state))
-    bad = BadRecords(tally)
+    bad, splits = BadRecords(tally), context.splits
     if "latentlm.sweep" not in context.tags:
         bad.log(context.parent)
+    records = sum(int(split.chunk_sizes.sum()) for split in (splits.train, splits.held_out))
+    bad.refuse_too_many(context.experiment.corpus, records)
     return bad.counts()
 
 

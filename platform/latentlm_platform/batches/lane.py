@@ -183,6 +183,14 @@ class LaneRecords:
             )
 
 
+def cut_documents(ref: Ref, id_: int, found: Sequence[Spans]) -> list[LaneDocument]:
+    """The documents that a record of that id was cut into, each with an id of its own."""
+    return [
+        LaneDocument(ref._replace(cut=cut), id_ + cut * CUT_IDS, spans)
+        for cut, spans in enumerate(found)
+    ]
+
+
 def mirrored_ids(ids: IntArray, epoch: int, *, seed: int, flip: bool) -> npt.NDArray[np.bool_]:
     """Which of these records are mirrored in an epoch: a coin keyed by (seed, epoch, id)."""
     if not flip:
@@ -254,10 +262,7 @@ class Lane:
         parts = record.chunk.parts(record.ref.row, mirrored=record.mirrored)
         name = self.sources[record.ref.source].name
         found = self.composer.compose(parts, key=f"{record.id % SOURCE_IDS} of {name}")
-        return [
-            LaneDocument(record.ref._replace(cut=cut), record.id + cut * CUT_IDS, spans)
-            for cut, spans in enumerate(found)
-        ]
+        return cut_documents(record.ref, record.id, found)
 
     def _again(self, refs: Sequence[Ref]) -> list[LaneDocument]:
         """The documents that waited when a cursor was taken; each of their chunks is taken once."""

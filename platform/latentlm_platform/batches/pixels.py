@@ -42,12 +42,14 @@ class PixelGraph:
     readers: int
 
     def __call__(self, wished: Sequence[Wish]) -> Iterator[Arrays]:
-        return arrays_of(read_items([tuple(w) for w in wished], self._read, readers=self.readers))
+        return arrays_of(read_items([tuple(w) for w in wished], self.read, readers=self.readers))
 
-    def _read(self, item: Item) -> Arrays:
-        wish = Wish(*item)
+    def read(self, item: Item) -> Arrays:
+        """The arrays of a `PixelChunk` for one wish, and how many bytes were read for it."""
+        wish, meter = Wish(*item), _Bytes()
         ids = self.split.ids_of(wish.chunk)
-        records = self.split.decode_chunk(wish.chunk, rows=slice(wish.first, wish.last))
+        rows = slice(wish.first, wish.last)
+        records = self.split.decode_chunk(wish.chunk, rows=rows, meter=meter)
         index = np.full(len(ids), -1, np.int64)
         pictures: list[Any] = []
         for row, record in enumerate(records, start=wish.first):
@@ -57,7 +59,13 @@ class PixelGraph:
         corpus = self.split.corpus
         shape = (0, corpus.image_size, corpus.image_size, corpus.channels)
         pixels = np.stack(pictures) if pictures else np.empty(shape, np.uint8)
-        return {"ids": ids, "index": index, "pixels": pixels}
+        read = np.array([meter.bytes], np.int64)
+        return {"ids": ids, "index": index, "pixels": pixels, "bytes_read": read}
+
+
+@dataclass
+class _Bytes:
+    bytes: int = 0
 
 
 def open_pixels(arrays: Arrays) -> PixelChunk:

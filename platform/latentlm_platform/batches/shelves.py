@@ -87,7 +87,8 @@ class CachedShelf:
 class StreamedShelf:
     """Chunks that Ray Data makes as lanes need them, each taken once for every wish.
 
-    `graph` gives the arrays of some wishes, in their order; `open_chunk` makes a chunk of them.
+    `graph` gives the arrays of some wishes, in their order; `open_chunk` makes a chunk of them. One
+    that gives `whole` chunks is asked once for a chunk that several lanes share.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class StreamedShelf:
         open_chunk: Callable[[Arrays], Any],
         *,
         leg: int,
+        whole: bool = False,
     ) -> None:
         self._wished, self._graph, self._open = iter(wished), graph, open_chunk
+        self._whole = whole
         self._leg = min(max(leg, SHORTEST_LEG), LONGEST_LEG)
         self._waiting: dict[tuple[int, int, int], Any] = {}
         self._coming = self._run()
@@ -117,8 +120,13 @@ class StreamedShelf:
 
     def _run(self) -> Generator[tuple[Wish, Any], None, None]:
         while leg := list(itertools.islice(self._wished, self._leg)):
-            for wish, arrays in zip(leg, self._graph(leg), strict=True):
-                yield wish, self._open(arrays)
+            asked: dict[Wish, list[Wish]] = {}
+            for wish in leg:
+                one = wish._replace(lane=0, first=0, last=0) if self._whole else wish
+                asked.setdefault(one, []).append(wish)
+            for sharers, arrays in zip(asked.values(), self._graph(list(asked)), strict=True):
+                chunk = self._open(arrays)
+                yield from ((wish, chunk) for wish in sharers)
 
 
 class WriteThroughShelf:

@@ -1,11 +1,12 @@
 """Measure speed against the libraries one would use instead, on this machine, one thread.
 
-    latentlm bench                          # every row, under five minutes
+    latentlm bench                          # every row, about seven minutes
     latentlm bench decode head_sampler      # these rows
     latentlm bench --quick --json bench.json
 
 Rows: train_step (transformers Llama with MAR's loss), decode (transformers VibeVoice),
-head_sampler (diffusers' scheduler), speech_decode (transformers' acoustic tokenizer).
+head_sampler (diffusers' scheduler), speech_decode (transformers' acoustic tokenizer), ingest (how
+often a corpus is read, and torch's DataLoader).
 The peers come with pip install -e '.[bench]'. Exit code 1 where a row is slower than its bar, gives
 other outputs than its peer, or has no peer.
 """
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="which rows; all without any")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, about two minutes")
 
 
 def execute(arguments: argparse.Namespace) -> Result:

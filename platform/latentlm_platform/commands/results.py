@@ -90,7 +90,7 @@ def next_steps(request: Request, record: RunRecord, *, report: Path | None = Non
         lines.append("  latentlm dashboards list    names all the views")
     lines += [
         "Next:",
-        f"  latentlm sample {record.key} --class 0,1,2 --cfg-scale 2",
+        f"  latentlm sample {record.key} --cfg-scale 2",
         f"  latentlm run {request.source} --set train.steps=2400",
         f"  latentlm compare {record.key} OTHER",
     ]

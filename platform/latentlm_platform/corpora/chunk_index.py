@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from latentlm_platform.corpora.records import Labels
+from latentlm_platform.corpora.records import whole_number
 from latentlm_platform.home import home
 
-VERSION = 2  # of the layout; another one is another folder
+CODES = range(2**31)  # what a label code may be: int32
+VERSION = 3  # of the layout; another one is another folder
 BLOCK_RECORDS = 2**20
 
 Int64s = npt.NDArray[np.int64]
@@ -123,8 +124,6 @@ def write_index(
     folder: Path,
     chunks: Iterable[ChunkRows],
     name: Callable[[list[Any]], Naming],
-    *,
-    classes: int,
 ) -> StoredIndex:
     """Write the chunks as they come, then the description; a crash leaves nothing that counts.
 
@@ -143,7 +142,7 @@ def write_index(
                 sizes.append(chunk.records)
         naming = name(list(codes.known))
         np.save(working / "chunk_sizes.npy", np.array(sizes, np.int64))
-        codes.save(working / "labels.npy", naming, classes)
+        codes.save(working / "labels.npy", naming)
         description = {"records": sum(sizes), **naming._asdict()}
         (working / "index.json").write_text(json.dumps(description), encoding="utf-8")
         folder.mkdir(exist_ok=True)
@@ -175,12 +174,15 @@ class _Codes:
         places = labels.indices.fill_null(len(self._last)).to_numpy(zero_copy_only=False)
         self._file.write(self._numbers[places].tobytes())
 
-    def save(self, path: Path, naming: Naming, classes: int) -> None:
-        """Class numbers as an array on disk; −1 for a label that names no class."""
+    def save(self, path: Path, naming: Naming) -> None:
+        """Class numbers as an array on disk; −1 for a label that names no class.
+
+        How many classes an experiment expects does not count: the index outlives its mistakes.
+        """
         self._file.close()
-        labels = Labels.of(naming.class_names, classes=classes, by_name=naming.by_name)
-        numbers = [labels.number(label) if label is not None else -1 for label in self.known]
-        table = np.array([n if isinstance(n, int) else -1 for n in numbers] + [-1], np.int32)
+        places = {name: place for place, name in enumerate(naming.class_names or ())}
+        numbers = [places.get(str(x)) if naming.by_name else whole_number(x) for x in self.known]
+        table = np.array([n if n in CODES else -1 for n in numbers] + [-1], np.int32)
         count = self._path.stat().st_size // 4
         found = np.memmap(self._path, np.int32, "r") if count else np.empty(0, np.int32)
         kept = np.lib.format.open_memmap(path, "w+", np.int32, (count,))

@@ -160,18 +160,18 @@ def _write(
     corpus: Corpus,
     parts: tuple[PartSource, ...],
 ) -> StoredIndex:
-    size, classes = corpus.chunk_records, corpus.classes
+    size = corpus.chunk_records
     if layout == "folder":
         names = class_folders.name_classes(listing.files["path"], listing.folders, source=source)
         chunks = group_records([class_folders.list_entries(listing.files)], size)
-        return write_index(folder, chunks, lambda _: Naming(names, by_name=True), classes=classes)
+        return write_index(folder, chunks, lambda _: Naming(names, by_name=True))
     groups = group_files(listing, source, parts)
     if layout == "webdataset":
         chunks = group_records(spread(tar_shards.list_entries, groups), size)
-        return write_index(folder, chunks, tar_shards.name_classes, classes=classes)
+        return write_index(folder, chunks, tar_shards.name_classes)
     tables = chain.from_iterable(spread(parquet_footers.survey_files, groups))
     survey = parquet_footers.TableSurvey(tables, chunk_records=size)
-    return write_index(folder, survey.list_chunks(), survey.name_classes, classes=classes)
+    return write_index(folder, survey.list_chunks(), survey.name_classes)
 
 
 def _check_classes(naming: Naming, source: str, layout: Layout, *, classes: int) -> None:

@@ -60,3 +60,9 @@ def _require_held_out(experiment: Experiment, splits: Splits) -> None:
             f"{held_out} images of {experiment.corpus.source} are held out, fewer than {wanted}:"
             " raise corpus.held_out_fraction or name corpus.held_out_source"
         )
+    trained, lanes = int(splits.train.chunk_sizes.sum()), experiment.corpus.lanes
+    if trained < lanes:
+        raise UserError(
+            f"{trained} records of {experiment.corpus.source} are trained on, fewer than"
+            f" corpus.lanes = {lanes}: set corpus.lanes to a smaller number"
+        )

@@ -119,11 +119,17 @@ class Labels:
         if self.by_name:
             unknown = f"{str(label)[:80]!r} is none of the corpus's classes"
             return self._places.get(str(label), unknown)
-        try:
-            number = float(label) if isinstance(label, float) else int(str(label))
-        except ValueError:
-            return f"{str(label)[:80]!r} is not a whole number"
-        return int(number) if number == number // 1 else f"{label} is not a whole number"
+        number = whole_number(label)
+        return f"{str(label)[:80]!r} is not a whole number" if number is None else number
+
+
+def whole_number(label: object) -> int | None:
+    """The number that a stored label is, or None."""
+    try:
+        number = float(label) if isinstance(label, float) else int(str(label))
+    except ValueError:
+        return None
+    return int(number) if number == number // 1 else None
 
 
 @dataclass(frozen=True)

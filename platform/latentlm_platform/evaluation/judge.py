@@ -16,6 +16,7 @@ from latentlm.metrics.classifier import SmallImageClassifier, train_classifier
 from latentlm_platform.artifacts import key_of
 from latentlm_platform.corpora.records import Decoded
 from latentlm_platform.corpora.splits import Split, Splits, corpus_digests, preprocessing
+from latentlm_platform.corpora.spreading import RETRIES
 from latentlm_platform.errors import UserError
 from latentlm_platform.evaluation.held_out import decoded_images, draw_rows, refuse_nothing
 from latentlm_platform.experiment.sections import Experiment
@@ -59,7 +60,9 @@ def start_judge(experiment: Experiment, splits: Splits) -> Any:
     folder = artifacts_folder("judge") / key
     if (judge := read_judge(folder)) is not None:
         return ray.put(judge)
-    task = ray.remote(shared_judge).options(num_cpus=1, scheduling_strategy="DEFAULT")
+    task = ray.remote(shared_judge).options(
+        num_cpus=1, scheduling_strategy="DEFAULT", max_retries=RETRIES
+    )
     return task.remote(folder, splits, epochs=epochs, items=items, seed=seed)
 
 

@@ -9,7 +9,7 @@ where it stopped.
 
 import functools
 import json
-import os
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class LatentCache:
                 columns[f"{name}{side}"] = _lists(rows, values.reshape(-1))
         path = self.shard_path(split, chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
         table = pa.table(columns)
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -88,15 +88,15 @@ class LatentCache:
     def note_bad(self, chunk: int, state: dict[str, Any]) -> None:
         """Write down what could not be used of a chunk of the training split that is not kept."""
         path = self.folder / "bad" / f"{chunk:07d}.json"
-        if state["counts"] and not path.exists():
+        if state["counts"] and not path.exists() and not self.has_chunk("train", chunk):
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, json.dumps(state))
 
     def bad_states(self) -> Iterator[dict[str, Any]]:
-        """What could not be used of all chunks of the training split that were read so far."""
+        """What could not be used of all chunks that were read so far, each once."""
         for path in sorted((self.folder / "bad").glob("*.json")):
             yield json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((self.folder / "train").glob("*/*.json")):
+        for path in sorted(self.folder.glob("*/*/*.json")):
             yield json.loads(path.read_text(encoding="utf-8"))["bad"]
 
     def commit(self, summary: dict[str, Any]) -> None:
@@ -162,6 +162,6 @@ def _flat(table: Any, name: str) -> np.ndarray[Any, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.rename(path)

@@ -12,7 +12,14 @@ import numpy as np
 from latentlm.models import LOSSES
 from latentlm_platform.batches.collating import RawBatch, collate
 from latentlm_platform.batches.documents import Composer, size_of
-from latentlm_platform.batches.lane import Cursor, LaneDocument, LaneSource, Ref, Shelf
+from latentlm_platform.batches.lane import (
+    Cursor,
+    LaneDocument,
+    LaneSource,
+    Ref,
+    Shelf,
+    cut_documents,
+)
 from latentlm_platform.batches.lanes import LaneOrder
 from latentlm_platform.batches.packing import LOOKAHEAD, best_fit
 from latentlm_platform.batches.shelves import (
@@ -26,7 +33,6 @@ from latentlm_platform.batches.shelves import (
 )
 from latentlm_platform.batches.streams import Share
 from latentlm_platform.corpora.splits import Splits
-from latentlm_platform.errors import UserError
 from latentlm_platform.experiment.sections import Experiment
 from latentlm_platform.latents.cache import LatentCache
 from latentlm_platform.latents.decoding import ChunkDecoder
@@ -92,21 +98,18 @@ class ModelInputs:
         wished = wishes(order, cursors, number=0)
         leg = order.chunks_for(rows, lanes=len(cursors))
         if latents.mode == "streamed":
-            return StreamedShelf(wished, graph.streamed, open_encoded, leg=leg)
+            return StreamedShelf(wished, graph.streamed, open_encoded, leg=leg, whole=True)
         return WriteThroughShelf(wished, graph.written, self.cache, leg=leg)
 
     def held_out(self, rank: int, *, workers: int, share: Share) -> Iterator[RawBatch]:
-        """This rank's rows of the held-out documents, the same for any number of workers; every
-        rank gets as many."""
+        """This rank's rows of the held-out documents; every rank gets as many.
+
+        All together they are the same rows for any number of workers: a multiple of the lanes or,
+        where there are fewer rows than lanes, all of them on every rank.
+        """
         rows = self._held_out_rows()
-        if len(rows) < workers:
-            raise UserError(
-                f"{len(rows)} rows of held-out records of {self.experiment.corpus.source} are"
-                f" fewer than train.workers = {workers}: hold out more, or set fewer workers",
-                exit_code=1,
-            )
-        whole = len(rows) // share.lanes * share.lanes or len(rows) // workers * workers
-        mine = rows[:whole][rank::workers]
+        whole = len(rows) // share.lanes * share.lanes
+        mine = rows[:whole][rank::workers] if whole else rows
         size, settings = share.micro_batch_size, self.experiment.codec_settings()
         for start in range(0, len(mine), size):
             yield collate(
@@ -125,7 +128,7 @@ class ModelInputs:
             parts = encoded.parts(row)
             found = composer.compose(parts, key=f"{id_} held out") if parts else []
             ref = Ref(0, VALIDATION_EPOCH, chunk, row)
-            documents += [LaneDocument(ref, id_, spans) for spans in found]
+            documents += cut_documents(ref, id_, found)
             if len(documents) >= wanted:
                 break
         rows = []

@@ -129,7 +129,7 @@ class ModelWorker:
             raise UserError(
                 f"{found.folder} was written by {found.facts['workers']} workers at ZeRO stage"
                 f" {self.train.zero.stage}, where other numbers cannot go on from it: set"
-                f" train.workers={found.facts['workers']}",
+                f" train.workers={found.facts['workers']}, or begin anew with --new",
                 exit_code=1,
             )
 
