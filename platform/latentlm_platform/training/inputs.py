@@ -11,7 +11,7 @@ import numpy as np
 
 from latentlm.models import LOSSES
 from latentlm_platform.batches.collating import RawBatch, collate
-from latentlm_platform.batches.documents import Composer, size_of
+from latentlm_platform.batches.documents import Composer, has_latents, size_of
 from latentlm_platform.batches.lane import (
     Cursor,
     LaneDocument,
@@ -21,7 +21,7 @@ from latentlm_platform.batches.lane import (
     cut_documents,
 )
 from latentlm_platform.batches.lanes import LaneOrder
-from latentlm_platform.batches.packing import LOOKAHEAD, best_fit
+from latentlm_platform.batches.packing import best_fit
 from latentlm_platform.batches.shelves import (
     CachedShelf,
     EncodingGraph,
@@ -133,10 +133,10 @@ class ModelInputs:
                 break
         rows = []
         while documents:
-            ahead = documents[:LOOKAHEAD]
-            sizes = [size_of(document.spans) for document in ahead]
-            chosen = best_fit(sizes, [False] * len(sizes), length=composer.length)
-            rows.append([ahead[i] for i in chosen])
+            sizes = [size_of(document.spans) for document in documents]
+            latents = [has_latents(document.spans) for document in documents]
+            chosen = best_fit(sizes, latents, length=composer.length)
+            rows.append([documents[i] for i in chosen])
             documents = [d for i, d in enumerate(documents) if i not in set(chosen)]
         return rows
 
