@@ -129,6 +129,9 @@ class LaneRecords:
         self.seen = self.bad = self.bad_of_epoch = 0
         self._records = self._read()
 
+    def __iter__(self) -> Iterator[LaneRecord]:
+        return self
+
     def __next__(self) -> LaneRecord:
         return next(self._records)
 
@@ -141,8 +144,12 @@ class LaneRecords:
                 self.bad_of_epoch = 0
             place = self.place
             here = (place.epoch, place.window) == (epoch, window)
-            chunks = [self.source.shelf.take(self.lane, epoch, piece) for piece in pieces]
-            yield from self._window(epoch, window, pieces, chunks, start=place.row if here else 0)
+            start = place.row if here else 0
+            yield from self._window(epoch, window, pieces, self._chunks(epoch, pieces), start=start)
+
+    def _chunks(self, epoch: int, pieces: Sequence[Piece]) -> list[Any]:
+        """The chunks of a window, which nobody else holds: they are gone before the next come."""
+        return [self.source.shelf.take(self.lane, epoch, piece) for piece in pieces]
 
     def _window(
         self, epoch: int, window: int, pieces: Sequence[Piece], chunks: Sequence[Any], *, start: int

@@ -48,19 +48,16 @@ class PixelGraph:
         """The arrays of a `PixelChunk` for one wish, and how many bytes were read for it."""
         wish, meter = Wish(*item), _Bytes()
         ids = self.split.ids_of(wish.chunk)
-        rows = slice(wish.first, wish.last)
-        records = self.split.decode_chunk(wish.chunk, rows=rows, meter=meter)
-        index = np.full(len(ids), -1, np.int64)
-        pictures: list[Any] = []
+        corpus, rows = self.split.corpus, slice(wish.first, wish.last)
+        shape = (wish.piece.size, corpus.image_size, corpus.image_size, corpus.channels)
+        index, pixels, good = np.full(len(ids), -1, np.int64), np.empty(shape, np.uint8), 0
+        records = self.split.decoded(wish.chunk, rows=rows, meter=meter)
         for row, record in enumerate(records, start=wish.first):
             if isinstance(record, Decoded):
-                index[row] = len(pictures)
-                pictures.append(record.pixels)
-        corpus = self.split.corpus
-        shape = (0, corpus.image_size, corpus.image_size, corpus.channels)
-        pixels = np.stack(pictures) if pictures else np.empty(shape, np.uint8)
+                index[row], pixels[good] = good, record.pixels
+                good += 1
         read = np.array([meter.bytes], np.int64)
-        return {"ids": ids, "index": index, "pixels": pixels, "bytes_read": read}
+        return {"ids": ids, "index": index, "pixels": pixels[:good], "bytes_read": read}
 
 
 @dataclass

@@ -4,6 +4,7 @@ Global batch k takes the same number of rows from every lane, so that it is the 
 any number of workers. A thread prepares the next batches while one is used.
 """
 
+import itertools
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -101,14 +102,21 @@ class Pictures:
             for lane, cursor in self.cursors.items()
         }
         while True:
-            records = [next(r) for r in lanes.values() for _ in range(self.share.rows_a_lane)]
-            pixels = [r.chunk.picture(r.ref.row, mirrored=r.mirrored) for r in records]
-            yield PictureBatch(
-                np.stack(pixels),
-                np.array([record.id for record in records], np.int64),
-                np.array([record.ref.epoch for record in records], np.int64),
-                {lane: Cursor([r.place], [], [0]).state() for lane, r in lanes.items()},
-            )
+            yield self._next_batch(lanes)
+
+    def _next_batch(self, lanes: dict[int, LaneRecords]) -> PictureBatch:
+        ids, epochs, pixels = [], [], []
+        for records in lanes.values():
+            for record in itertools.islice(records, self.share.rows_a_lane):
+                ids.append(record.id)
+                epochs.append(record.ref.epoch)
+                pixels.append(record.chunk.picture(record.ref.row, mirrored=record.mirrored))
+        return PictureBatch(
+            np.stack(pixels),
+            np.array(ids, np.int64),
+            np.array(epochs, np.int64),
+            {lane: Cursor([r.place], [], [0]).state() for lane, r in lanes.items()},
+        )
 
     def close(self) -> None:
         """End what reads ahead of the lanes."""

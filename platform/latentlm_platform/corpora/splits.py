@@ -1,6 +1,6 @@
 """A corpus divided into what is trained on and what is held out, read chunk by chunk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -66,21 +66,25 @@ class Split:
 
         `meter` counts the bytes that are read. A record that ended two processes is a fault too.
         """
+        return list(self.decoded(chunk, rows=rows, meter=meter))
+
+    def decoded(
+        self, chunk: int, *, rows: slice | IntArray = EVERY, meter: Meter | None = None
+    ) -> Iterator[Decoded | BadRecord]:
+        """As `decode_chunk`, one by one, for who keeps none of them."""
         wanted = self.rows_of(chunk)[rows]
         if not len(wanted):
-            return []
-        found: list[Decoded | BadRecord] = []
+            return
         records = self.index.read_chunk(chunk, wanted, meter)
         with crashes.marking(self.index.folder.name, chunk) as marker:
             for row, record in zip(wanted.tolist(), records, strict=True):
                 if marker.is_given_up(row):
-                    bad = BadRecord(record.key, crashes.KIND, crashes.REASON, record.group)
-                    found.append(bad)
+                    yield BadRecord(record.key, crashes.KIND, crashes.REASON, record.group)
                     continue
                 marker.begin(row)
-                found.append(decode_record(record, corpus=self.corpus))
+                found = decode_record(record, corpus=self.corpus)
                 marker.end(row)
-        return found
+                yield found
 
     @property
     def _division(self) -> Division:
