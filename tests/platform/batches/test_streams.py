@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from latentlm.sequence import PADDING
 from latentlm_platform.batches.collating import RawBatch
 from latentlm_platform.batches.documents import Composer
 from latentlm_platform.batches.lane import Cursor, LaneSource
-from latentlm_platform.batches.lanes import lanes_of
+from latentlm_platform.batches.lanes import LaneOrder, lanes_of
 from latentlm_platform.batches.streams import PackedRows, Pictures, Share, StepRows, read_ahead
 from making_chunks import BAD, WIDTH, Given, image, source_of, text
 
@@ -173,6 +174,30 @@ def test_pictures_of_a_codec_follow_the_lanes_too() -> None:
     resumed = next(stream(1, cursors))[0]
     assert np.array_equal(behind.pixels, resumed.pixels)
     assert behind.cursors == resumed.cursors
+
+
+def test_a_window_is_gone_before_the_next_of_its_lane_is_taken() -> None:
+    """Else a worker holds two windows of pictures, and every copy of one is into new memory."""
+    alive: weakref.WeakSet[PictureChunk] = weakref.WeakSet()
+    most = 0
+
+    class Counting:
+        def take(self, lane: int, epoch: int, piece: Any) -> PictureChunk:
+            nonlocal most
+            chunk = PictureChunk(piece.chunk)
+            alive.add(chunk)
+            most = max(most, len(alive))
+            return chunk
+
+        def close(self) -> None: ...
+
+    order = LaneOrder(np.full(64, 8), seed=0, lanes=LANES, window_chunks=16)
+    source = LaneSource("corpus", order, Counting(), seed=0)
+    cursors = {lane: Cursor.start(1) for lane in range(LANES)}
+    batches = iter(Pictures(source, Share(BATCH, LANES, 1), cursors))
+    epochs = {int(epoch) for _ in range(40) for epoch in next(batches).epochs}
+    assert epochs == {0, 1}
+    assert most <= 16
 
 
 class TestReadAhead:
