@@ -55,27 +55,25 @@ def collate(rows: Sequence[Sequence[LaneDocument]], *, length: int, latent_width
     position, scored = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     documents = [document for row in rows for document in row]
     signals: list[tuple[int, PosteriorSpan]] = []
-    places: list[IntArray] = []
-    number = 0
+    ramp, number = np.arange(length), 0
     for row, members in enumerate(rows):
         start = 0
         for document in members:
             begin = start
             for span in document.spans:
                 here = slice(start, start + len(span))
-                scored[row, here] = span.scored
+                if span.scored:
+                    scored[row, here] = True
                 if isinstance(span, TextSpan):
                     ids[row, here] = span.token_ids
                 else:
                     ids[row, here] = LATENT
                     signals.append((number, span))
-                    places.append(np.arange(here.start, here.stop) + row * length)
                 start = here.stop
             document_of[row, begin:start] = number
-            position[row, begin:start] = np.arange(start - begin)
+            position[row, begin:start] = ramp[: start - begin]
             number += 1
     mean, std, lengths = _padded([span for _, span in signals], latent_width)
-    none = np.zeros(0, np.int64)
     return RawBatch(
         ids,
         document_of,
@@ -89,7 +87,7 @@ def collate(rows: Sequence[Sequence[LaneDocument]], *, length: int, latent_width
         lengths,
         np.array([number for number, _ in signals], np.int64),
         np.array([span.place for _, span in signals], np.int64),
-        np.concatenate(places) if places else none,
+        np.flatnonzero(ids == LATENT),
     )
 
 

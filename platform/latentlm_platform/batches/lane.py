@@ -154,22 +154,24 @@ class LaneRecords:
     def _window(
         self, epoch: int, window: int, pieces: Sequence[Piece], chunks: Sequence[Any], *, start: int
     ) -> Iterator[LaneRecord]:
-        ends = np.cumsum([piece.size for piece in pieces])
         order = self.source.order.shuffled(self.lane, epoch, window)
-        ids = np.concatenate([c.ids[p.first : p.last] for p, c in zip(pieces, chunks, strict=True)])
+        rows = np.concatenate([np.arange(piece.first, piece.last) for piece in pieces])[order]
+        which = np.repeat(np.arange(len(pieces)), [piece.size for piece in pieces])[order]
+        held = zip(pieces, chunks, strict=True)
+        ids = np.concatenate([c.ids[p.first : p.last] for p, c in held])[order]
         mirrored = mirrored_ids(ids, epoch, seed=self.source.seed, flip=self.source.flip)
-        for step in range(start, len(order)):
-            at = int(order[step])
-            which = int(np.searchsorted(ends, at, side="right"))
-            piece, chunk = pieces[which], chunks[which]
-            row = piece.first + at - (int(ends[which]) - piece.size)
+        ids = ids + self.number * SOURCE_IDS
+        columns = (which.tolist(), rows.tolist(), ids.tolist(), mirrored.tolist())
+        coming = zip(*columns, strict=True)
+        for step, (piece, row, id_, side) in enumerate(coming):
+            if step < start:
+                continue
             last = step + 1 == len(order)  # who goes on there need not read this window again
             self.place = Place(epoch, window + 1) if last else Place(epoch, window, step + 1)
             self.seen += 1
-            if chunk.usable(row):
-                ref = Ref(self.number, epoch, piece.chunk, row)
-                own = int(ids[at]) + self.number * SOURCE_IDS
-                yield LaneRecord(ref, own, bool(mirrored[at]), chunk)
+            if chunks[piece].usable(row):
+                ref = Ref(self.number, epoch, pieces[piece].chunk, row)
+                yield LaneRecord(ref, id_, side, chunks[piece])
             else:
                 self._count_bad()
 
@@ -193,7 +195,7 @@ class LaneRecords:
 def cut_documents(ref: Ref, id_: int, found: Sequence[Spans]) -> list[LaneDocument]:
     """The documents that a record of that id was cut into, each with an id of its own."""
     return [
-        LaneDocument(ref._replace(cut=cut), id_ + cut * CUT_IDS, spans)
+        LaneDocument(ref._replace(cut=cut) if cut else ref, id_ + cut * CUT_IDS, spans)
         for cut, spans in enumerate(found)
     ]
 
@@ -259,6 +261,8 @@ class Lane:
 
     def _neediest(self) -> int:
         """The source that lacks most of its share of the scored positions drawn so far."""
+        if len(self.sources) == 1:
+            return 0
         total = sum(self.drawn)
         weights = [source.weight for source in self.sources]
         whole = math.fsum(weights)

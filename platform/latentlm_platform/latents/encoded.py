@@ -54,22 +54,22 @@ class EncodedChunk:
 
     def usable(self, row: int) -> bool:
         """Whether the record can be used."""
-        return bool(self.part_starts[row + 1] > self.part_starts[row])
+        return self.part_starts.item(row + 1) > self.part_starts.item(row)
 
     def parts(self, row: int, *, mirrored: bool = False) -> tuple[EncodedPart, ...]:
         """The parts of a record, pictures mirrored or not; () of one that cannot be used."""
         side = int(mirrored) if len(self.mean) > 1 else 0
         return tuple(
             self._part(part, side)
-            for part in range(int(self.part_starts[row]), int(self.part_starts[row + 1]))
+            for part in range(self.part_starts.item(row), self.part_starts.item(row + 1))
         )
 
     def _part(self, part: int, side: int) -> EncodedPart:
-        kind, scored = int(self.kinds[part]), bool(self.scored[part])
+        kind, scored = self.kinds.item(part), self.scored.item(part)
         if kind in (LABEL, TEXT):
-            here = slice(self._word_starts[part], self._word_starts[part + 1])
+            here = slice(self._word_starts.item(part), self._word_starts.item(part + 1))
             return EncodedPart(kind, scored, self.words[here], None, None)
-        here = slice(self._latent_starts[part], self._latent_starts[part + 1])
+        here = slice(self._latent_starts.item(part), self._latent_starts.item(part + 1))
         std = self.std[side][here] if self.std else None
         return EncodedPart(kind, scored, None, self.mean[side][here], std)
 
