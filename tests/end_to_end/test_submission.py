@@ -300,7 +300,8 @@ def as_set(line: str) -> str:
 
 
 def test_a_cluster_too_small_is_the_jobs_exit_code(up: Up, single: Path) -> None:
-    sizes = ("train.workers=16", "train.batch_size=64", "train.validation_items=64")
+    lanes = ("corpus.lanes=16", "codec.training.batch_size=64", "train.batch_size=64")
+    sizes = (*lanes, "train.workers=16", "train.validation_items=64")
     overrides = [part for size in sizes for part in ("--set", size)]
     process = up.shell.start("submit", str(single), *overrides, "--follow")
     out, _ = process.communicate(timeout=900)

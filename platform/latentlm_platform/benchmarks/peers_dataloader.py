@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from latentlm.media import decode_image
 
 BUFFER = 256
+AHEAD = 4  # batches that a worker keeps ready
 MAX_PIXELS = 50_000_000
 
 
@@ -88,7 +89,7 @@ def tuned_loader(dataset: Any, *, batch_size: int, processes: int, shuffle: bool
         batch_size=batch_size,
         shuffle=shuffle or None,
         num_workers=processes,
-        prefetch_factor=4,
+        prefetch_factor=AHEAD,
         persistent_workers=True,
         multiprocessing_context="forkserver",
     )

@@ -4,6 +4,7 @@ import builtins
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from latentlm_platform import cli
 from latentlm_platform.benchmarks import decode, harness, head_sampler, speech_decode, train_step
 from latentlm_platform.benchmarks.harness import Agreement, Case, compare, distance, run_row
 from latentlm_platform.benchmarks.host import Load, Shares, host_facts
-from latentlm_platform.benchmarks.suite import ROWS
+from latentlm_platform.benchmarks.suite import CASES, ROWS
 
 
 class Clock:
@@ -183,7 +184,7 @@ def tiny(row: str) -> Case:
             )
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", CASES)
 def test_both_sides_of_a_row_compute_the_same(row: str) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("diffusers")
@@ -226,7 +227,7 @@ def test_the_command_reports_rows_and_fails_without_a_peer(
         yield make_case()
         raise ModuleNotFoundError("no", name="transformers")
 
-    monkeypatch.setitem(ROWS, "decode", cases)
+    monkeypatch.setitem(ROWS, "decode", partial(run_row, "decode", cases))
     target = tmp_path / "bench.json"
     assert cli.main(["bench", "decode", "--quick", "--json", str(target)]) == 1
     report = json.loads(target.read_text())
@@ -252,6 +253,6 @@ def test_without_transformers_every_row_says_so(monkeypatch: pytest.MonkeyPatch)
     for module in ("peers_llama", "peers_vibevoice", "peers_scheduler", "peers_acoustic"):
         monkeypatch.delitem(sys.modules, f"latentlm_platform.benchmarks.{module}", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    for name, cases in ROWS.items():
+    for name, cases in CASES.items():
         (outcome,) = run_row(name, cases, quick=True)
         assert outcome.status == "peer missing", name
