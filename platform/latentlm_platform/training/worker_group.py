@@ -10,6 +10,7 @@ written down and returns at once, so that the group's CPUs are free again.
 """
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -24,6 +25,8 @@ from latentlm_platform.errors import UserError, own_error
 from latentlm_platform.experiment.sections import Train
 
 POLL_S = 0.5
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+MMAP_THRESHOLD_BYTES, TRIM_THRESHOLD_BYTES = 2**25, 2**30  # the first is the most there is
 RELEASE_S = 120.0  # to end a group that failed: two starts of workers on a busy machine
 FAILURE = "failure.json"
 WorkerFunction = Callable[[dict[str, Any]], None]
@@ -156,6 +159,7 @@ class _Worker:
         if self.failure.exists():
             return  # started again after a failure that would only come again
         torch.set_num_threads(self.threads)
+        keep_freed_memory()
         folder = Path(job["folder"])
         rank = ray.train.get_context().get_world_rank()
         (folder / f"worker-{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
@@ -166,6 +170,17 @@ class _Worker:
             if own is not None:
                 _write(self.failure, json.dumps({"sentence": str(own)}))
             raise  # ends the other ranks too, wherever they wait
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what a step frees for the next one, where it is glibc's.
+
+    Given back to the system, the same pages are made anew in every step, a tenth of its time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
 
 
 def request_stop(folder: Path) -> None:
