@@ -40,6 +40,7 @@ from latentlm_platform.corpora.splits import Split
 from latentlm_platform.experiment.sections import Cluster, Corpus
 from latentlm_platform.latents.cache import LatentCache
 from latentlm_platform.latents.encoded import IMAGE, LABEL, EncodedChunk
+from latentlm_platform.training.worker_group import keep_freed_memory
 
 ROW = "ingest"
 MOST_READ = 1.1  # of the corpus's bytes, in an epoch, by all workers together
@@ -60,7 +61,8 @@ class Sizes(NamedTuple):
     timed: int
 
 
-QUICK, WHOLE = Sizes(2048, 64, 1024), Sizes(4096, 256, 4096)
+QUICK, WHOLE = Sizes(2048, 64, 4096), Sizes(4096, 256, 8192)
+READ_CHUNK = 256  # of the corpus whose reading is timed; a stretch is whole windows of all lanes
 
 
 def outcomes(*, quick: bool) -> Iterator[Outcome]:
@@ -84,7 +86,9 @@ def outcomes(*, quick: bool) -> Iterator[Outcome]:
             for workers in WORKERS:
                 read = latents_read(cache, order, workers=workers)
                 yield _amplification("latents", workers, read / stored)
-            yield from _pixels(root, tars, sizes)
+            keep_freed_memory()  # as Train workers do
+            timed = _split(root / "tars", sizes, chunk_records=READ_CHUNK)
+            yield from _pixels(root, timed, sizes)
             yield _latents(root, cache, order, sizes)
 
 
@@ -180,7 +184,7 @@ def _latents(root: Path, cache: LatentCache, order: LaneOrder, sizes: Sizes) -> 
     loader = tuned_loader(data, batch_size=BATCH, processes=PROCESSES, shuffle=True)
     peer = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
     next(peer)
-    steps = 4 * sizes.timed // BATCH
+    steps = 8 * sizes.timed // BATCH
     with contextlib.closing(read_ahead(packed(cache, order), steps=10**9)) as stream:
         started = time.perf_counter()
         next(stream)
@@ -302,9 +306,14 @@ def _together(pictures: Iterator[np.ndarray]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _split(folder: Path, sizes: Sizes) -> Split:
+def _split(folder: Path, sizes: Sizes, *, chunk_records: int = CHUNK) -> Split:
     corpus = Corpus(
-        source=str(folder), classes=CLASSES, image_size=sizes.side, chunk_records=CHUNK, lanes=LANES
+        source=str(folder),
+        classes=CLASSES,
+        image_size=sizes.side,
+        chunk_records=chunk_records,
+        shuffle_window_chunks=LANES,
+        lanes=LANES,
     )
     return Split(open_corpus(corpus.source, corpus=corpus), corpus, "all", 0)
 
