@@ -129,8 +129,9 @@ def _vocabulary(loaded: Speaks, what: str) -> Vocabulary:
 
 
 def _no_vocabulary(loaded: Speaks, what: str) -> NoReturn:
+    names = f"class names such as {loaded.class_names[0]!r} or " if loaded.class_names else ""
     raise ValueError(
-        f"this model knows class labels only, not {what[:40]!r}; give numbers from 0 to"
+        f"this model knows class labels only, not {what[:40]!r}; give {names}numbers from 0 to"
         f" {(loaded.model.settings.classes or 1) - 1}"
     )
 

@@ -23,6 +23,7 @@ from latentlm_platform.experiment.sections import Corpus
 IntArray = npt.NDArray[np.int64]
 Part = Literal["all", "train", "held_out"]
 EVERY = slice(None)
+SPREAD_CHUNKS = 16  # that a draw comes from at least: a corpus may be sorted by class
 SURVEY_CHUNKS = 8
 SURVEY_RECORDS = 32
 

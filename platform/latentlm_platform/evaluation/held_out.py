@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from latentlm_platform.corpora.records import Decoded
-from latentlm_platform.corpora.splits import Split
+from latentlm_platform.corpora.splits import SPREAD_CHUNKS, Split
 from latentlm_platform.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
 DRAW = 3  # keys the draw apart from other uses of the seed
-SPREAD_CHUNKS = 16
 
 
 class Piece(NamedTuple):

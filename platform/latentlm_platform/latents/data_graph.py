@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from latentlm_platform.corpora.spreading import TASK_CPUS
 from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
 
 Item = tuple[int, ...]
 ITEMS_A_TASK = 8  # at most
 LONGEST_LEG = 512  # items
-TASK_CPUS = 0.5
 ROW_BYTES = 2**20  # a row is a chunk or more: each is a block of its own
 SCHEDULER_PAUSE_S = 0.03
 

@@ -16,6 +16,7 @@ import torch
 
 from latentlm.codec.sigma import LatentMoments
 from latentlm_platform.corpora.bad_records import BadTally
+from latentlm_platform.corpora.splits import SPREAD_CHUNKS
 from latentlm_platform.experiment.sections import Latents
 from latentlm_platform.latents.cache import LatentCache
 from latentlm_platform.latents.data_graph import (
@@ -31,7 +32,6 @@ from latentlm_platform.latents.encoded import EncodedChunk
 from latentlm_platform.latents.encoder import EncoderActor
 from latentlm_platform.latents.wire_rows import Arrays, Row, pack_row, unpack_row
 
-SPREAD_CHUNKS = 16
 Progress = Callable[[int], None]
 
 
@@ -59,7 +59,7 @@ class EncodingPass:
                 codec_folder=self.codec_folder,
                 latents=self.latents,
                 orientations=self.orientations,
-                readers=1,
+                readers=self.decoders["train"].split.corpus.readers,
             )
             written = map_rows(encoded, ShardWriter(self.cache), num_cpus=TASK_CPUS)
             for arrays in arrays_of(written):
@@ -146,7 +146,7 @@ class ShardWriter:
 def sampled_chunks(sizes: Any, *, records: int, seed: int) -> tuple[int, ...]:
     """Chunks drawn at random that hold at least `records`, in the order of their drawing.
 
-    No fewer than `SPREAD_CHUNKS`, since a corpus may be sorted by class; all, of a few.
+    No fewer than `SPREAD_CHUNKS`; all, of a few.
     """
     held = np.flatnonzero(sizes)
     drawn = np.random.default_rng([seed, 3]).permutation(held)
